@@ -1,0 +1,1 @@
+"""kasou: a virtual machine monitor that `pip install` brings."""
