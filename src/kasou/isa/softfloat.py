@@ -194,6 +194,8 @@ def round_pack(fmt: Format, sign: int, exponent: int, significand: int, rm: int)
     The significand may have any length. If its lowest bit is sticky ("and then something more"),
     it must have at least precision + 2 bits, so that the sticky bit lies below every tie.
     """
+    if significand == 0:
+        return sign << (fmt.width - 1), 0
     top = exponent + significand.bit_length() - 1  # 2**top <= |value| < 2**(top + 1)
     place = max(top - fmt.fraction_bits, fmt.quantum)
     rounded, inexact = round_at(sign, exponent, significand, place, rm)

@@ -135,7 +135,7 @@ def test_a_mode_that_is_not_resolved_is_our_bug() -> None:
 
 
 # fmt: off
-@pytest.mark.parametrize(("value", "rm", "signed", "width", "integer", "flags"), [
+TO_INT = [
     (1.5,             RNE, True,  32, 2, NX),
     (2.5,             RNE, True,  32, 2, NX),
     (2.5,             RMM, True,  32, 3, NX),
@@ -156,11 +156,12 @@ def test_a_mode_that_is_not_resolved_is_our_bug() -> None:
     (math.nan,        RTZ, True,  32, 2**31 - 1, NV),
     (math.nan,        RTZ, False, 64, 2**64 - 1, NV),
     (5e-324,          RUP, True,  32, 1, NX),
-])
+]
 # fmt: on
-def test_to_int(
-    value: float, rm: int, signed: bool, width: int, integer: int, flags: int
-) -> None:
+
+
+@pytest.mark.parametrize(("value", "rm", "signed", "width", "integer", "flags"), TO_INT)
+def test_to_int(value: float, rm: int, signed: bool, width: int, integer: int, flags: int) -> None:
     assert to_int(BINARY64, bits_of(value), rm, signed, width) == (integer, flags)
 
 
@@ -298,10 +299,8 @@ def test_from_int_is_the_hosts(value: int) -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_to_int_is_the_hosts(x: float) -> None:
-    # fmt: off
-    for rm, integer in ((RNE, round(x)), (RTZ, math.trunc(x)),
-                        (RDN, math.floor(x)), (RUP, math.ceil(x))):
-        # fmt: on
+    hosts = {RNE: round(x), RTZ: math.trunc(x), RDN: math.floor(x), RUP: math.ceil(x)}
+    for rm, integer in hosts.items():
         if -(2**63) <= integer < 2**63:
             expected = (integer % 2**64, 0 if integer == x else NX)
             assert to_int(BINARY64, bits_of(x), rm, True, 64) == expected
