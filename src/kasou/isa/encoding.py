@@ -7,7 +7,8 @@ An encoding string reads like the specification's table, most significant bit fi
 
 A token is literal bits, a field of known width (`WIDTHS`), or slices of an immediate,
 `name[hi:lo|bit|...]`. Fields called `imm` are sign-extended from their highest bit, all others are
-zero-extended. A prime (`rd'`) is a three-bit register x8..x15. `rd!=0` and `rd!=0,2` exclude values.
+zero-extended. A prime (`rd'`) is a three-bit register x8..x15. `rd!=0`, `rd!=0,2` and, after any of
+its slices, `imm[5]!=0` exclude values of the whole field.
 Integer registers are rd, rs1, rs2; floating-point registers fd, fs1, fs2, fs3.
 """
 
@@ -65,7 +66,9 @@ class Field:
     def insert(self, value: int) -> int:
         """The instruction bits that carry `value`; raises ValueError if they cannot."""
         raw = value - 8 if self.prime else value
-        low, high = (-(1 << self.bits - 1), 1 << self.bits - 1) if self.signed else (0, 1 << self.bits)
+        low, high = (
+            (-(1 << self.bits - 1), 1 << self.bits - 1) if self.signed else (0, 1 << self.bits)
+        )
         if not low <= raw < high:
             raise ValueError(f"{self.name}={value} is outside {low}..{high - 1}")
         if value in self.excluded:
@@ -118,7 +121,11 @@ def parse(encoding: str) -> tuple[int, int, int, dict[str, Field]]:
             slices.setdefault(name.partition("[")[0], []).append((position, count, low))
     fields = {
         name.rstrip("'"): Field(
-            name.rstrip("'"), tuple(found), name == "imm", name.endswith("'"), excluded.get(name, ())
+            name.rstrip("'"),
+            tuple(found),
+            name == "imm",
+            name.endswith("'"),
+            excluded.get(name, ()),
         )
         for name, found in slices.items()
     }
@@ -168,11 +175,14 @@ INSTRUCTIONS: dict[str, Instruction] = {}
 """Every instruction by name, in the order of definition; `kasou.isa.rv64` fills it."""
 
 
-def insn(encoding: str, asm: str = "", name: str = "", flow: str = "") -> Callable[[Text], Text]:
+def insn(
+    encoding: str, asm: str = "", name: str = "", flow: str = "", extension: str = ""
+) -> Callable[[Text], Text]:
     """Define an instruction: `encoding` and `asm` beside the function that is its meaning.
 
     The function takes the hart and, by name, the fields it uses. `asm` holds the operands as
-    `{field}`; the mnemonic is the function's name with `_` as `.`, or `name`.
+    `{field}`; the mnemonic is the function's name with `_` as `.`, or `name`; the extension is the
+    module's name, or `extension`.
     """
 
     def define(text: Text) -> Text:
@@ -183,9 +193,9 @@ def insn(encoding: str, asm: str = "", name: str = "", flow: str = "") -> Callab
         operands = tuple(inspect.signature(text).parameters)[1:]
         if missing := [o for o in operands if o not in fields]:
             raise ValueError(f"{mnemonic}: {missing} not in the encoding {encoding!r}")
-        extension = text.__module__.rpartition(".")[2]
+        home = extension or text.__module__.rpartition(".")[2]
         INSTRUCTIONS[mnemonic] = Instruction(
-            mnemonic, extension, encoding, asm, text, mask, match, length, fields, operands, flow
+            mnemonic, home, encoding, asm, text, mask, match, length, fields, operands, flow
         )
         return text
 
@@ -199,6 +209,8 @@ def compressed(name: str, encoding: str, asm: str, base: str, **operands: str | 
     """
     mask, match, length, fields = parse(encoding)
     meaning = INSTRUCTIONS[base]
+    if name in INSTRUCTIONS:
+        raise ValueError(f"{name} is defined twice")
     INSTRUCTIONS[name] = Instruction(
         name, "c", encoding, asm, meaning.text, mask, match, length, fields,
         meaning.operands, meaning.flow, (base, operands),

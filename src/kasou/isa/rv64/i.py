@@ -95,6 +95,7 @@ def alu(
     def register(hart: Any, rd: Any, rs1: Any, rs2: Any) -> None:
         hart.x[rd] = f(hart.x[rs1], hart.x[rs2])
 
+    register.__module__ = f.__module__  # the extension that the meaning stands in
     register.__doc__ = f"rd = {meaning}. (Unpriv. {source})"
     insn(f"{funct7} rs2 rs1 {funct3} rd {opcode}", asm="{rd}, {rs1}, {rs2}", name=name)(register)
 
@@ -116,6 +117,7 @@ def alu_immediate(
             hart.x[rd] = f(hart.x[rs1], shamt)
 
         asm = "{rd}, {rs1}, {shamt}"
+    text.__module__ = f.__module__
     text.__doc__ = f"rd = {meaning}. (Unpriv. {source})"
     insn(f"{operand} rs1 {funct3} rd {opcode}", asm=asm, name=name)(text)
 
