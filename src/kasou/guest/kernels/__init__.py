@@ -1,0 +1,72 @@
+"""Guest kernels that come with kasou, as assembly, and the assembled files made from them.
+
+`tiny` is a teaching kernel: read `tiny.s` from top to bottom.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from kasou.errors import HostError
+
+LOAD_ADDRESS = 0x80200000
+"""Where S-mode kernels are loaded: the board's RAM and 2 MiB."""
+
+
+def cache_directory() -> Path:
+    """Where kasou keeps what it can make again: `$KASOU_HOME/cache`, or in the XDG cache."""
+    if home := os.environ.get("KASOU_HOME"):
+        return Path(home) / "cache"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kasou"
+
+
+def source(name: str) -> Path:
+    """The assembly file of a kernel."""
+    return Path(__file__).with_name(f"{name}.s")
+
+
+def assembled(name: str) -> Path:
+    """The flat binary of a kernel, assembled by kasou's own assembler, from the cache if it can.
+
+    The cached file's name is a hash of everything that decides its content: the assembly, the
+    assembler, and the instruction tables. Raises `HostError` when the cache cannot be written.
+    """
+    text = source(name).read_bytes()
+    isa = Path(__file__).parents[2] / "isa"
+    key = hashlib.sha256(text)
+    for file in (isa / "asm.py", isa / "encoding.py", *sorted((isa / "rv64").glob("*.py"))):
+        key.update(hashlib.sha256(file.read_bytes()).digest())
+    path = cache_directory() / "kernels" / f"{name}-{key.hexdigest()[:24]}.bin"
+    if not path.exists():
+        write_atomically(path, assemble(text.decode()))
+    return path
+
+
+def assemble(text: str) -> bytes:
+    """The flat binary of a kernel's assembly, to be loaded at `LOAD_ADDRESS`."""
+    from kasou.isa import asm
+
+    return bytes(asm.assemble(text, LOAD_ADDRESS))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`: a reader sees all of it or no file. Raises `HostError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as problem:
+        raise HostError(
+            f"{path.parent}: cannot write there ({problem.strerror}); "
+            "set KASOU_HOME or XDG_CACHE_HOME to a writable directory"
+        ) from problem
