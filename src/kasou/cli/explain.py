@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json as json_text
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from kasou.cli.options import UsageError
@@ -105,9 +106,10 @@ def as_text(one: Instruction) -> str:
 
 def source(one: Instruction) -> list[str]:
     """The lines of the text that is the meaning, and of the functions it was made with."""
-    made_with = inspect.getclosurevars(one.text).nonlocals.values()
+    texts: list[Callable[..., object]] = [one.text]
+    texts += filter(inspect.isfunction, inspect.getclosurevars(one.text).nonlocals.values())
     lines: list[str] = []
-    for function in (one.text, *(f for f in made_with if inspect.isfunction(f))):
+    for function in texts:
         try:
             lines += textwrap.dedent(inspect.getsource(function)).rstrip().split("\n")
         except (OSError, TypeError):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ENGINES = ("interpreter", "reference")
 CLOCKS = ("host", "icount")
 MOST_HARTS = 8
+LONGEST_SECONDS = 1e6
 STOP_SECONDS = 5.0
 """How long a machine may take to stop before the process ends under it."""
 
@@ -56,8 +57,10 @@ def check(options: RunOptions) -> None:
         raise UsageError(f"--clock {options.clock}: not one of {', '.join(CLOCKS)}")
     if not 1 <= options.smp <= MOST_HARTS:
         raise UsageError(f"--smp {options.smp}: a board has 1 to {MOST_HARTS} harts")
-    if options.timeout is not None and not options.timeout > 0:
-        raise UsageError(f"--timeout {options.timeout:g}: must be more than 0 seconds")
+    if options.timeout is not None and not 0 < options.timeout <= LONGEST_SECONDS:
+        raise UsageError(
+            f"--timeout {options.timeout:g}: must be more than 0 and at most {LONGEST_SECONDS:g} seconds"
+        )
     if options.max_instructions is not None and options.max_instructions <= 0:
         raise UsageError(f"--max-instructions {options.max_instructions}: must be more than 0")
     if options.image is not None and options.kernel is not None:

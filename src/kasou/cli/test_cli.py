@@ -20,7 +20,13 @@ from kasou.errors import ConfigError
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("512M", 512 << 20), ("2G", 2 << 30), ("64k", 64 << 10), ("128", 128 << 20), ("1GiB", 1 << 30)],
+    [
+        ("512M", 512 << 20),
+        ("2G", 2 << 30),
+        ("64k", 64 << 10),
+        ("128", 128 << 20),
+        ("1GiB", 1 << 30),
+    ],
 )
 def test_size(text: str, size: int) -> None:
     assert parse_size(text) == size
@@ -39,14 +45,13 @@ def test_drive() -> None:
         parse_drive(",ro")
 
 
-ARGUMENTS = st.lists(
-    st.sampled_from(
-        "tiny --smp 2 --smp=3 --lockstep --memory 1G --drive a.img --drive=b,ro --json --append "
-        "--append=console=ttyS0 --timeout 1.5 --no-reboot --no_reboot --help -h -- --seed 7 x "
-        "--clock icount --bios none --max-instructions 100 --seed=x --unknown --lockstep=1".split()
-    ),
-    max_size=6,
-)
+WORDS = """
+    tiny x --smp 2 --smp=3 --lockstep --lockstep=1 --memory 1G --drive a.img --drive=b,ro --json
+    --append --append=console=ttyS0 --append= --timeout 1.5 --no-reboot --no_reboot --help -h --
+    --seed 7 --seed=x --seed=-1 --smp=1_0 --timeout=inf --clock icount --bios none --unknown
+    --max-instructions 100
+"""
+ARGUMENTS = st.lists(st.sampled_from(WORDS.split()), max_size=6)
 
 
 @given(ARGUMENTS)
@@ -86,7 +91,7 @@ class Outcome:
 class Board:
     """Stands for `kasou.machine.machine`."""
 
-    outcome: Outcome | BaseException = Outcome("poweroff", 0)  # noqa: RUF009
+    outcome: Outcome | BaseException = Outcome("poweroff", 0)
     config: Any = None
 
 
