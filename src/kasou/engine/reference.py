@@ -145,6 +145,7 @@ class ReferenceHart:
 
         pc: Any
         hartid: Any
+        mie: Any
         priv: Any
         mtimecmp: Any
         stimecmp: Any
@@ -166,9 +167,10 @@ class ReferenceHart:
         "wfi": the hart may sleep now (the instruction is done). "ecall": the monitor is to serve
         the ecall at pc, which has been counted. Else None.
         """
-        cause = pending_interrupt(self)
-        if cause != 0:
-            take_trap(self, cause, Word(0), self.pc)
+        if self.mie != 0:  # else nothing can be pending and enabled
+            cause = pending_interrupt(self)
+            if cause != 0:
+                take_trap(self, cause, Word(0), self.pc)
         self._waits = False
         pc = self.pc
         try:
