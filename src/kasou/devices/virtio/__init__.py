@@ -1,0 +1,9 @@
+"""Virtio devices (virtio 1.2). Reading order:
+
+- `queue`    the split virtqueue: rings in, descriptor chains out
+- `device`   what a virtio device is, whatever the transport: status, features, queues
+- `mmio`     the MMIO transport: the registers a driver sees
+- `block`    a disk
+- `rng`      entropy
+- `console`  a terminal
+"""
