@@ -95,6 +95,10 @@ _TRIGGER_LEVELS = (1, 4, 8, 14)
 _CONNECTED = int(MSR.CTS | MSR.DSR | MSR.DCD)
 _LOOPED = ((MCR.RTS, MSR.CTS), (MCR.DTR, MSR.DSR), (MCR.OUT1, MSR.RI), (MCR.OUT2, MSR.DCD))
 _IDLE = int(LSR.THRE | LSR.TEMT)
+# Plain ints beside the flags: an operation on an IntFlag costs as much as the rest of an access.
+_LOOP, _RDI, _FIFO_ENABLE = int(MCR.LOOP), int(IER.RDI), int(FCR.ENABLE)
+_DR, _OE = int(LSR.DR), int(LSR.OE)
+_NONE = IIR.NONE
 _BYTE = tuple(bytes((b,)) for b in range(256))
 
 
@@ -164,7 +168,7 @@ class Uart16550(RegisterDevice[UartState]):
 
     def write_thr(self, value: int) -> None:
         """Send a byte; in loopback it is received."""
-        if not self.value["MCR"] & MCR.LOOP:
+        if not self.value["MCR"] & _LOOP:
             self._output(_BYTE[value])
         elif len(self._fifo) < self._depth():
             self._fifo.append(value)
@@ -177,7 +181,7 @@ class Uart16550(RegisterDevice[UartState]):
         """Enabling THRI while the transmitter is empty, as always here, interrupts at once."""
         self.value["IER"] = value & 0x0F
         self._thr_empty = bool(value & IER.THRI)
-        if value & IER.RDI:
+        if value & _RDI:
             self._quiet = False
             self._refill()
         self._update()
@@ -188,13 +192,14 @@ class Uart16550(RegisterDevice[UartState]):
         if source is IIR.THRI:
             self._thr_empty = False
             self._update()
-        return source | (_FIFOS_ON if self.value["FCR"] & FCR.ENABLE else 0)
+        return source | (_FIFOS_ON if self.value["FCR"] & _FIFO_ENABLE else 0)
 
     def write_fcr(self, value: int) -> None:
         """Turn the FIFOs on or off, clear them, set the trigger level."""
         if (value ^ self.value["FCR"]) & FCR.ENABLE:
             value |= FCR.CLEAR_RECEIVE
-        self.value["FCR"] = value & (FCR.ENABLE | FCR.TRIGGER if value & FCR.ENABLE else 0)
+        keep = FCR.ENABLE | FCR.TRIGGER if value & FCR.ENABLE else 0
+        self.value["FCR"] = int(value & keep)
         if value & FCR.CLEAR_RECEIVE:
             self._clear_receive()
         self._update()
@@ -208,12 +213,12 @@ class Uart16550(RegisterDevice[UartState]):
         """In loopback the modem's output lines are its input lines."""
         self.value["MCR"] = value & 0x1F
         lines = _CONNECTED
-        if value & MCR.LOOP:
+        if value & _LOOP:
             lines = sum(int(line) for out, line in _LOOPED if value & out)
         changed = (self.value["MSR"] ^ lines) & 0xF0
         if lines & MSR.RI:
             changed &= ~MSR.RI  # TERI: trailing edge only
-        self.value["MSR"] = lines | self.value["MSR"] & 0x0F | changed >> 4
+        self.value["MSR"] = int(lines) | self.value["MSR"] & 0x0F | changed >> 4
         self._refill()
         self._update()
 
@@ -225,9 +230,9 @@ class Uart16550(RegisterDevice[UartState]):
             self._refill()
         status = _IDLE
         if self._fifo:
-            status |= LSR.DR
+            status |= _DR
         if self._overrun:
-            status |= LSR.OE
+            status |= _OE
             self._overrun = False
         self._update()
         return status
@@ -268,23 +273,23 @@ class Uart16550(RegisterDevice[UartState]):
         self._backlog = deque(state.backlog)
         self._thr_empty, self._overrun = state.thr_empty, state.overrun
         self._quiet = state.quiet
-        self._level = self._source() is not IIR.NONE
+        self._level = self._source() is not _NONE
         self._irq(self._level)
 
     def _depth(self) -> int:
-        return 16 if self.value["FCR"] & FCR.ENABLE else 1
+        return 16 if self.value["FCR"] & _FIFO_ENABLE else 1
 
     def _clear_receive(self) -> None:
         """Empty the FIFO; what it held counts as still on its way."""
-        if not self.value["MCR"] & MCR.LOOP:
+        if not self.value["MCR"] & _LOOP:
             self._backlog.extendleft(reversed(self._fifo))
         self._fifo.clear()
-        self._quiet = not self.value["IER"] & IER.RDI
+        self._quiet = not self.value["IER"] & _RDI
         self._refill()
 
     def _refill(self) -> None:
         """Move bytes from the backlog into the FIFO, unless the line is quiet or looped back."""
-        if self._backlog and not self._quiet and not self.value["MCR"] & MCR.LOOP:
+        if self._backlog and not self._quiet and not self.value["MCR"] & _LOOP:
             while self._backlog and len(self._fifo) < self._depth():
                 self._fifo.append(self._backlog.popleft())
 
@@ -303,7 +308,7 @@ class Uart16550(RegisterDevice[UartState]):
         return IIR.NONE
 
     def _update(self) -> None:
-        level = self.value["IER"] != 0 and self._source() is not IIR.NONE
+        level = self.value["IER"] != 0 and self._source() is not _NONE
         if level != self._level:
             self._level = level
             self._irq(level)

@@ -47,6 +47,8 @@ class Feature(IntFlag):
     VERSION_1 = 1 << 32
 
 
+_RUNNING = int(Status.DRIVER_OK)
+_RUNNING_MASK = int(Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET)
 _COMMON = int(Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1)
 
 
@@ -110,8 +112,7 @@ class VirtioDevice:
     @property
     def running(self) -> bool:
         """Whether the driver is ready and has broken no rule."""
-        wanted = Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET
-        return self.status & wanted == Status.DRIVER_OK
+        return self.status & _RUNNING_MASK == _RUNNING
 
     def accept(self, features: int) -> None:
         """The driver's choice; it stands from FEATURES_OK on."""
@@ -131,7 +132,7 @@ class VirtioDevice:
         if value & Status.FEATURES_OK and self.accepted & ~self.offered:
             value &= ~Status.FEATURES_OK
         started = value & ~self.status & Status.DRIVER_OK
-        self.status |= value & ~Status.DEVICE_NEEDS_RESET
+        self.status |= int(value & ~Status.DEVICE_NEEDS_RESET)
         if self.status & Status.FEATURES_OK:
             for queue in self.queues:
                 queue.indirect = bool(self.accepted & Feature.INDIRECT_DESC)
@@ -164,7 +165,7 @@ class VirtioDevice:
     def fail(self, error: GuestError) -> None:
         """The driver broke a rule: ask for a reset."""
         log.warning("%s: %s; the device needs a reset", type(self).__name__, error)
-        self.status |= Status.DEVICE_NEEDS_RESET
+        self.status |= int(Status.DEVICE_NEEDS_RESET)
         if self.status & Status.DRIVER_OK:
             self._interrupt(Interrupt.CONFIG_CHANGE)
 

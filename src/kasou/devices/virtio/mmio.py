@@ -213,5 +213,5 @@ class VirtioMmio(RegisterDevice[MmioState]):
         return None if queue is None or queue.ready else queue
 
     def _interrupt(self, why: Interrupt) -> None:
-        self.value["INTERRUPT_STATUS"] |= why
+        self.value["INTERRUPT_STATUS"] |= int(why)
         self._irq(True)

@@ -36,6 +36,9 @@ class Descriptor(IntFlag):
     INDIRECT = 4
 
 
+# Plain ints beside the flags: an operation on an IntFlag costs more than reading a descriptor.
+_NEXT, _WRITE, _INDIRECT = (int(flag) for flag in Descriptor)
+
 NO_INTERRUPT = 1
 """Flag of the avail ring: the driver does not want an interrupt."""
 
@@ -250,15 +253,15 @@ class SplitQueue:
                 table[16 * i : 16 * i + 16] if inside else self.memory.read(self.desc + 16 * i, 16)
             )
             gpa, n, flags, following = _DESCRIPTOR.unpack(raw)
-            if flags & Descriptor.INDIRECT:
-                if inside or not self.indirect or flags & Descriptor.NEXT:
+            if flags & _INDIRECT:
+                if inside or not self.indirect or flags & _NEXT:
                     raise GuestError(f"virtqueue: descriptor {i} may not be indirect")
                 if not n or n % 16 or n > 16 * MAX_CHAIN:
                     raise GuestError(f"virtqueue: an indirect table of {n} bytes")
                 table, length, inside = self.memory.read(gpa, n), n // 16, True
                 longest, steps, i = MAX_CHAIN, len(readable) + len(writable), 0
                 continue
-            if flags & Descriptor.WRITE:
+            if flags & _WRITE:
                 writable.append(Segment(gpa, n))
             elif writable:
                 raise GuestError(f"virtqueue: a readable part follows a writable one at {i}")
@@ -267,6 +270,6 @@ class SplitQueue:
             total += n
             if total > _MAX_CHAIN_BYTES:
                 raise GuestError(f"virtqueue: the chain from {head} is longer than 2^32 bytes")
-            if not flags & Descriptor.NEXT:
+            if not flags & _NEXT:
                 return Chain(self.memory, head, readable, writable)
             i = following
