@@ -152,6 +152,7 @@ class ReferenceHart:
         reservation: Any
         reservation_value: Any
         fflags: Any
+        minstret_base: Any
 
     def reset(self, pc: int, hartid: int = 0) -> None:
         """The state after reset: M-mode at `pc`, no timer set. (Priv. 3.4)"""
@@ -183,6 +184,7 @@ class ReferenceHart:
         except Trap as trap:
             tval = self.bits if trap.tval is None else int(trap.tval)
             take_trap(self, Word(int(trap.cause)), Word(tval), pc)
+            self.minstret_base = self.minstret_base - 1  # it did not retire
         except Leave as leave:
             self.instructions += 1
             return leave.reason

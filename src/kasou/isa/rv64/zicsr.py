@@ -43,13 +43,13 @@ def inspect(hart: Any, rd: Any, csr: Any) -> None:
 
 @insn("csr rs1 001 rd 1110011", asm="{rd}, {csr}, {rs1}")
 def csrrw(hart: Any, rd: Any, csr: Any, rs1: Any) -> None:
-    """rd = csr; csr = rs1. (Unpriv. 6.1)"""
+    """Exchange: rd = csr; csr = rs1. (Unpriv. 6.1)"""
     exchange(hart, rd, csr, hart.x[rs1])
 
 
 @insn("csr rs1 010 rd 1110011", asm="{rd}, {csr}, {rs1}")
 def csrrs(hart: Any, rd: Any, csr: Any, rs1: Any) -> None:
-    """rd = csr; set the bits of rs1 in csr unless rs1 is x0. (Unpriv. 6.1)"""
+    """Set: rd = csr; set the bits of rs1 in csr unless rs1 is x0. (Unpriv. 6.1)"""
     if rs1 == 0:
         inspect(hart, rd, csr)
     else:
@@ -58,7 +58,7 @@ def csrrs(hart: Any, rd: Any, csr: Any, rs1: Any) -> None:
 
 @insn("csr rs1 011 rd 1110011", asm="{rd}, {csr}, {rs1}")
 def csrrc(hart: Any, rd: Any, csr: Any, rs1: Any) -> None:
-    """rd = csr; clear the bits of rs1 in csr unless rs1 is x0. (Unpriv. 6.1)"""
+    """Clear: rd = csr; clear the bits of rs1 in csr unless rs1 is x0. (Unpriv. 6.1)"""
     if rs1 == 0:
         inspect(hart, rd, csr)
     else:
@@ -67,13 +67,13 @@ def csrrc(hart: Any, rd: Any, csr: Any, rs1: Any) -> None:
 
 @insn("csr zimm 101 rd 1110011", asm="{rd}, {csr}, {zimm}")
 def csrrwi(hart: Any, rd: Any, csr: Any, zimm: Any) -> None:
-    """rd = csr; csr = zimm. (Unpriv. 6.1)"""
+    """Exchange: rd = csr; csr = zimm. (Unpriv. 6.1)"""
     exchange(hart, rd, csr, zimm)
 
 
 @insn("csr zimm 110 rd 1110011", asm="{rd}, {csr}, {zimm}")
 def csrrsi(hart: Any, rd: Any, csr: Any, zimm: Any) -> None:
-    """rd = csr; set the bits of zimm in csr unless zimm is 0. (Unpriv. 6.1)"""
+    """Set: rd = csr; set the bits of zimm in csr unless zimm is 0. (Unpriv. 6.1)"""
     if zimm == 0:
         inspect(hart, rd, csr)
     else:
@@ -82,7 +82,7 @@ def csrrsi(hart: Any, rd: Any, csr: Any, zimm: Any) -> None:
 
 @insn("csr zimm 111 rd 1110011", asm="{rd}, {csr}, {zimm}")
 def csrrci(hart: Any, rd: Any, csr: Any, zimm: Any) -> None:
-    """rd = csr; clear the bits of zimm in csr unless zimm is 0. (Unpriv. 6.1)"""
+    """Clear: rd = csr; clear the bits of zimm in csr unless zimm is 0. (Unpriv. 6.1)"""
     if zimm == 0:
         inspect(hart, rd, csr)
     else:
