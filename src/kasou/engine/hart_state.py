@@ -22,6 +22,7 @@ _ENGINE = (
     ("bias", "pc = bias + (op >> 3)"), ("ops_base", "hva of the current ops page"),
     ("limit", "instruction count at which the current slice ends"),
     ("remaining", "instructions left in the slice, valid outside of handlers"),
+    ("exact", "1: the slice ends at a deadline or at hard_limit, to the instruction"),
     ("hard_limit", "count at which to leave to Python"), ("slice", "instructions between services"),
     ("attention", "negative: leave the block at the next taken branch"),
     ("exit_request", "nonzero: Python asks the hart to leave"),

@@ -133,6 +133,7 @@ class InterpreterHart:
             self.block.set("mmio_value", read(get("mmio_pa"), get("mmio_size")))
         count = self.count
         self.block.set("mmio_done", 1)
+        self.block.set("exact", 1)
         self.block.set("limit", count + 1)
         self.block.set("remaining", 1)
 

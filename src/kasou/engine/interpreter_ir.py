@@ -129,6 +129,7 @@ def _resume(hart: HandlerHart) -> None:
     if StagedWord(t, t.emit(f"extractvalue {{i64, i64}} {pair}, 1")) != STATUS_OK:
         hart.store_now("mmio_done", 0)
         hart.store_now("remaining", hart.remaining - 1)
+        hart.store_now("minstret_base", hart.minstret_base - 1)
         plain_call(hart, "take_trap", hart.trap_cause, hart.trap_tval, hart.load_cell("pc"))
         hart.tail("resume")
         return
@@ -140,6 +141,10 @@ def _resume(hart: HandlerHart) -> None:
     count = hart.remaining - hart.peek(ops + DIST + (slot << 1), 2)
     op = ops + (slot << 4)
     if count.lts(0):
+        if hart.exact == 0:  # nothing is due: another slice
+            hart.store_now("attention", -1)
+            hart.tail("resume")
+            return
         plain_call(hart, "arm", op)
     tlb = hart.pointer(hart.tlb_bank)
     hart.dispatch(hart.pointer(op), count.name, tlb)

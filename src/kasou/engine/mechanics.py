@@ -46,6 +46,8 @@ from kasou.isa.word import flag, negate, select
 
 LOAD, STORE, FETCH = 1, 2, 4
 NEVER = -1
+ARM_AHEAD = 48
+"""Records to look ahead when arming a stop."""
 H = FunctionHart
 
 
@@ -426,8 +428,12 @@ def ops_of_page(hart: H, number: Any) -> Any:
 # ---------------------------------------------------------------- service
 @function()
 def arm(hart: H, op: Any) -> None:
-    """Fewer instructions are left than to the page's end: stop after exactly `remaining`."""
+    """Fewer instructions are left than to the page's end: stop after `remaining`, or sooner.
+
+    Most paths branch away long before: a stop that comes too soon costs another service point.
+    """
     hart.store_now("slow_value", op)
+    ahead = select(hart.remaining.ltu(ARM_AHEAD), hart.remaining, hart.word(ARM_AHEAD))
 
     def step(i: Any) -> None:
         at = hart.slow_value
@@ -436,7 +442,7 @@ def arm(hart: H, op: Any) -> None:
         long = flag(hart.peek(first + (slot << 1), 1) & 3 == 3)
         hart.store_now("slow_value", at + RECORD + (long << 4))
 
-    hart.repeat(hart.remaining, step)
+    hart.repeat(ahead, step)
     target = hart.slow_value
     hart.patched_op = target
     hart.patched_handler = hart.peek(target, 8)
@@ -504,7 +510,9 @@ def service(hart: H) -> Any:
     end = now + hart.slice
     end = select(hart.hard_limit.ltu(end), hart.hard_limit, end)
     deadline = next_deadline(hart)
-    end = select((hart.icount == 1) & deadline.ltu(end), deadline, end)
+    due = (hart.icount == 1) & deadline.ltu(end)
+    end = select(due, deadline, end)
+    hart.exact = flag(due | (end == hart.hard_limit))
     hart.limit = end
     hart.remaining = end - now
     return hart.word(0)
