@@ -19,7 +19,6 @@ In all of them `a0` is the hart's number and `a1` the device tree's address.
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -46,13 +45,6 @@ DeviceTree = Callable[[tuple[int, int] | None], bytes]
 """Makes the device tree once the initrd's place (first gpa, gpa behind its end) is known."""
 
 
-class Bios(Enum):
-    """What stands below the kernel, when it is not a file."""
-
-    BUILTIN = "builtin"
-    NONE = "none"
-
-
 @dataclass(frozen=True, slots=True)
 class BootPlan:
     """All that a machine needs to start.
@@ -73,9 +65,10 @@ class BootPlan:
     fromhost: int | None = None
     functions: tuple[Symbol, ...] = ()
 
-    def registers(self, hart: int) -> dict[int, int]:
-        """Number and value of the integer registers that `hart` starts with."""
-        return {10: hart, 11: self.dtb_gpa, 12: self.info_gpa}
+    @property
+    def registers(self) -> dict[int, int]:
+        """Number and value of the integer registers that every hart starts with, beside `a0`."""
+        return {11: self.dtb_gpa, 12: self.info_gpa}
 
 
 def plan(
@@ -84,16 +77,19 @@ def plan(
     device_tree: DeviceTree,
     kernel: Path | None = None,
     initrd: Path | None = None,
-    bios: Bios | Path = Bios.BUILTIN,
+    bios: str | Path | None = None,
     ram_base: int = RAM_BASE,
 ) -> BootPlan:
-    """Read the files and place them. Raises `ConfigError` for what cannot work."""
+    """Read the files and place them. Raises `ConfigError` for what cannot work.
+
+    `bios` is None for the built-in SBI, "none" for a program in M-mode, or a firmware file.
+    """
     return place(
         ram_bytes=ram_bytes,
         device_tree=device_tree,
         kernel=None if kernel is None else (str(kernel), _read(kernel)),
         initrd=None if initrd is None else (str(initrd), _read(initrd)),
-        bios=bios if isinstance(bios, Bios) else (str(bios), _read(bios)),
+        bios=None if bios is None else "none" if bios == "none" else (str(bios), _read(Path(bios))),
         ram_base=ram_base,
     )
 
@@ -108,17 +104,17 @@ def place(
     device_tree: DeviceTree,
     kernel: Named | None = None,
     initrd: Named | None = None,
-    bios: Bios | Named = Bios.BUILTIN,
+    bios: Literal["none"] | Named | None = None,
     ram_base: int = RAM_BASE,
 ) -> BootPlan:
     """As `plan`, with the files' contents at hand."""
     layout = _Layout(ram_base, ram_bytes)
-    if bios is Bios.NONE:
+    if bios == "none":
         if kernel is None:
             raise ConfigError("--bios none needs a program: --kernel FILE (ELF or flat binary)")
         program = _program(*kernel, ram_base)
         start = layout.program(program)
-    elif bios is Bios.BUILTIN:
+    elif bios is None:
         if kernel is None:
             raise ConfigError("no kernel to boot: give --kernel FILE")
         start = layout.kernel(load_kernel(kernel[1], kernel[0]))
@@ -130,18 +126,18 @@ def place(
     initrd_range = None if initrd is None else layout.initrd(*initrd)
     dtb_gpa = layout.device_tree(device_tree(initrd_range))
     info_gpa = 0
-    if not isinstance(bios, Bios):
+    if isinstance(bios, tuple):
         info_gpa = layout.firmware_info(next_gpa)
     return BootPlan(
         loads=tuple(layout.loads),
         zeroes=tuple(layout.zeroes),
         entry=start,
-        mode="S" if bios is Bios.BUILTIN else "M",
+        mode="S" if bios is None else "M",
         dtb_gpa=dtb_gpa,
         info_gpa=info_gpa,
         initrd_range=initrd_range,
-        tohost=program.tohost if program and bios is Bios.NONE else None,
-        fromhost=program.fromhost if program and bios is Bios.NONE else None,
+        tohost=program.tohost if program and bios == "none" else None,
+        fromhost=program.fromhost if program and bios == "none" else None,
         functions=program.functions if program else (),
     )
 
