@@ -19,6 +19,7 @@ In all of them `a0` is the hart's number and `a1` the device tree's address.
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -45,6 +46,13 @@ DeviceTree = Callable[[tuple[int, int] | None], bytes]
 """Makes the device tree once the initrd's place (first gpa, gpa behind its end) is known."""
 
 
+class Bios(Enum):
+    """What stands below the kernel, when it is not a file."""
+
+    BUILTIN = "builtin"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class BootPlan:
     """All that a machine needs to start.
@@ -65,10 +73,9 @@ class BootPlan:
     fromhost: int | None = None
     functions: tuple[Symbol, ...] = ()
 
-    @property
-    def registers(self) -> dict[int, int]:
-        """Number and value of the integer registers that every hart starts with, beside `a0`."""
-        return {11: self.dtb_gpa, 12: self.info_gpa}
+    def registers(self, hart: int) -> dict[int, int]:
+        """Number and value of the integer registers that `hart` starts with."""
+        return {10: hart, 11: self.dtb_gpa, 12: self.info_gpa}
 
 
 def plan(
@@ -77,19 +84,16 @@ def plan(
     device_tree: DeviceTree,
     kernel: Path | None = None,
     initrd: Path | None = None,
-    bios: str | Path | None = None,
+    bios: Bios | Path = Bios.BUILTIN,
     ram_base: int = RAM_BASE,
 ) -> BootPlan:
-    """Read the files and place them. Raises `ConfigError` for what cannot work.
-
-    `bios` is None for the built-in SBI, "none" for a program in M-mode, or a firmware file.
-    """
+    """Read the files and place them. Raises `ConfigError` for what cannot work."""
     return place(
         ram_bytes=ram_bytes,
         device_tree=device_tree,
         kernel=None if kernel is None else (str(kernel), _read(kernel)),
         initrd=None if initrd is None else (str(initrd), _read(initrd)),
-        bios=None if bios is None else "none" if bios == "none" else (str(bios), _read(Path(bios))),
+        bios=bios if isinstance(bios, Bios) else (str(bios), _read(bios)),
         ram_base=ram_base,
     )
 
@@ -104,17 +108,17 @@ def place(
     device_tree: DeviceTree,
     kernel: Named | None = None,
     initrd: Named | None = None,
-    bios: Literal["none"] | Named | None = None,
+    bios: Bios | Named = Bios.BUILTIN,
     ram_base: int = RAM_BASE,
 ) -> BootPlan:
     """As `plan`, with the files' contents at hand."""
     layout = _Layout(ram_base, ram_bytes)
-    if bios == "none":
+    if bios is Bios.NONE:
         if kernel is None:
             raise ConfigError("--bios none needs a program: --kernel FILE (ELF or flat binary)")
         program = _program(*kernel, ram_base)
         start = layout.program(program)
-    elif bios is None:
+    elif bios is Bios.BUILTIN:
         if kernel is None:
             raise ConfigError("no kernel to boot: give --kernel FILE")
         start = layout.kernel(load_kernel(kernel[1], kernel[0]))
@@ -126,18 +130,18 @@ def place(
     initrd_range = None if initrd is None else layout.initrd(*initrd)
     dtb_gpa = layout.device_tree(device_tree(initrd_range))
     info_gpa = 0
-    if isinstance(bios, tuple):
+    if not isinstance(bios, Bios):
         info_gpa = layout.firmware_info(next_gpa)
     return BootPlan(
         loads=tuple(layout.loads),
         zeroes=tuple(layout.zeroes),
         entry=start,
-        mode="S" if bios is None else "M",
+        mode="S" if bios is Bios.BUILTIN else "M",
         dtb_gpa=dtb_gpa,
         info_gpa=info_gpa,
         initrd_range=initrd_range,
-        tohost=program.tohost if program and bios == "none" else None,
-        fromhost=program.fromhost if program and bios == "none" else None,
+        tohost=program.tohost if program and bios is Bios.NONE else None,
+        fromhost=program.fromhost if program and bios is Bios.NONE else None,
         functions=program.functions if program else (),
     )
 
