@@ -21,7 +21,7 @@ from kasou.engine.hart_state import TICK_NS, Exit
 from kasou.engine.memory import PhysicalMemory
 from kasou.guest.sbi import HartStatus, Sbi
 from kasou.machine.board import RAM_BASE, UART, Board
-from kasou.machine.boot import BootPlan, plan
+from kasou.machine.boot import Bios, BootPlan, plan
 from kasou.machine.core import NEVER, Core, InterpreterCore, ReferenceCore
 from kasou.machine.htif import Htif
 from kasou.storage.raw import RawDisk
@@ -133,12 +133,17 @@ class Machine:
                 rng_seed=self._entropy(32),
             )
 
+        bios: Bios | Path = Bios.BUILTIN
+        if config.bios is not None:
+            bios = Bios.NONE if config.bios == "none" else Path(config.bios)
         return plan(
-            bios=config.bios, kernel=config.kernel, initrd=config.initrd,
+            bios=bios, kernel=config.kernel, initrd=config.initrd,
             ram_base=RAM_BASE, ram_bytes=config.memory, device_tree=device_tree,
         )  # fmt: skip
 
     def _load(self, boot: BootPlan) -> None:
+        for gpa, size in boot.zeroes:
+            self.memory.write(gpa, bytes(size))
         for gpa, data in boot.loads:
             self.memory.write(gpa, data)
         if boot.tohost is not None:
@@ -164,8 +169,7 @@ class Machine:
             block.set("monitor", int(monitor))
             block.set("priv", 3)
             block.set("pc", boot.entry)
-            block.set("x", core.index, 10)
-            for register, value in boot.registers.items():
+            for register, value in boot.registers(core.index).items():
                 block.set("x", value, register)
             block.set("time_offset", self._time_offset())
             if monitor:
