@@ -17,13 +17,13 @@ from typing import Any
 
 from kasou.engine.hart_state import (
     ALL_CELLS,
-    DATA_ENTRY,
     DIST,
-    FETCH_ENTRY,
+    ENTRY,
     FETCH_TABLE,
     META,
     SLOTS,
     TLB_ENTRIES,
+    WRITE_TABLE,
     Exit,
 )
 from kasou.engine.staging import StagedBool, StagedWord, Tracer, operand
@@ -452,19 +452,16 @@ class HandlerHart(StagedHart):
         if (self.monitor == 1) & (self.priv == 1):
             raise Leave(Exit.ECALL)
 
-    def _tlb_entry(self, va: StagedWord) -> str:
-        index = (va >> 12) & (TLB_ENTRIES - 1)
-        t = self.tracer
-        return t.emit(f"getelementptr [{DATA_ENTRY} x i8], ptr %tlb, i64 {index.name}")
-
     def _probe(self, va: StagedWord, size: int, write: bool) -> tuple[str, str]:
         """(i1 hit, pointer to the bytes if so); misaligned accesses miss."""
-        t, entry = self.tracer, self._tlb_entry(va)
-        at = t.emit(f"getelementptr i8, ptr {entry}, i64 8") if write else entry
-        tag = t.emit(f"load i64, ptr {at}, !tbaa !4")
+        t = self.tracer
+        table = t.emit(f"getelementptr i8, ptr %tlb, i64 {WRITE_TABLE}") if write else "%tlb"
+        index = (va >> 12) & (TLB_ENTRIES - 1)
+        entry = t.emit(f"getelementptr [{ENTRY} x i8], ptr {table}, i64 {index.name}")
+        tag = t.emit(f"load i64, ptr {entry}, !tbaa !4")
         page = va & (~0xFFF | (size - 1))
         hit = t.emit(f"icmp eq i64 {tag}, {page.name}")
-        addend_at = t.emit(f"getelementptr i8, ptr {entry}, i64 16")
+        addend_at = t.emit(f"getelementptr i8, ptr {entry}, i64 8")
         addend = t.emit(f"load i64, ptr {addend_at}, !tbaa !4")
         host = t.emit(f"add i64 {addend}, {va.name}")
         return hit, t.emit(f"inttoptr i64 {host} to ptr")
@@ -624,7 +621,7 @@ class HandlerHart(StagedHart):
         left = StagedWord(t, "%cnt") + dist - 1
         index = (target >> 12) & (TLB_ENTRIES - 1)
         table = t.emit(f"getelementptr i8, ptr %tlb, i64 {FETCH_TABLE}")
-        entry = t.emit(f"getelementptr [{FETCH_ENTRY} x i8], ptr {table}, i64 {index.name}")
+        entry = t.emit(f"getelementptr [{ENTRY} x i8], ptr {table}, i64 {index.name}")
         tag = t.emit(f"load i64, ptr {entry}, !tbaa !4")
         page = target & ~0xFFF
         hit = t.emit(f"icmp eq i64 {tag}, {page.name}")

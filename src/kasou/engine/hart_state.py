@@ -1,8 +1,9 @@
 """The hart block: the memory that compiled code and Python share, one a hart.
 
 First the architectural cells (`kasou.isa.state`), then the engine's own, then the TLB banks. A bank
-holds 256 data entries of 32 bytes (read tag, write tag, addend, page size) and 256 fetch entries of
-16 bytes (tag, address of the ops page). A tag is the page's gva; all ones never matches.
+holds tables of read, write and fetch entries of 16 bytes (tag; addend, or hva of the ops page), and
+the page sizes of the first two. A tag is the page's gva; all ones never matches. Reads and writes
+have entries of their own, or a copy between two pages of one index would miss at every access.
 
 The ops page of a code page: 2048 records of 16 bytes, one a halfword, then two records that leave
 the page, then `dist` (u16: records from a slot to the end of the page), then three words: the
@@ -67,9 +68,12 @@ ENGINE_CELLS = {
 }
 ALL_CELLS = {**CELLS, **ENGINE_CELLS}
 TLB_ENTRIES = 256
-DATA_ENTRY, FETCH_ENTRY = 32, 16
-FETCH_TABLE = TLB_ENTRIES * DATA_ENTRY
-BANK_SIZE = FETCH_TABLE + TLB_ENTRIES * FETCH_ENTRY
+ENTRY = 16
+"""Bytes of a TLB entry: tag, and addend (data) or ops page (fetch)."""
+READ_TABLE, WRITE_TABLE, FETCH_TABLE = (i * TLB_ENTRIES * ENTRY for i in range(3))
+PAGE_SIZES = 3 * TLB_ENTRIES * ENTRY
+"""Two tables of 8-byte page sizes, for the read and the write entries."""
+BANK_SIZE = PAGE_SIZES + 2 * TLB_ENTRIES * 8
 BANKS = 5
 BANK_U, BANK_S, BANK_SUM, BANK_M, BANK_ODD = range(BANKS)
 BANKS_OFFSET = (SIZE + 8 * len(_ENGINE) + 4095) & ~4095

@@ -12,6 +12,7 @@ asks them to drop their entries and holds its copy as stale, good until its own 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kasou.engine.context import FunctionHart, Leave
@@ -25,16 +26,18 @@ from kasou.engine.hart_state import (
     BANK_U,
     BANKS,
     BANKS_OFFSET,
-    DATA_ENTRY,
     DIST,
-    FETCH_ENTRY,
+    ENTRY,
     FETCH_TABLE,
     ICOUNT_PER_TICK,
     META,
     OPS_SIZE,
+    PAGE_SIZES,
+    READ_TABLE,
     RECORD,
     SLOTS,
     TLB_ENTRIES,
+    WRITE_TABLE,
     Exit,
 )
 from kasou.isa.function import function
@@ -70,10 +73,11 @@ def symbol(hart: Any, name: str) -> Any:
 @function()
 def fill(hart: H, va: Any, pa: Any, write: Any) -> None:
     """Install a TLB entry for a whole RAM page in the current bank."""
-    entry = hart.tlb_bank + ((va >> 12) & (TLB_ENTRIES - 1)) * DATA_ENTRY
+    index = (va >> 12) & (TLB_ENTRIES - 1)
+    entry = hart.tlb_bank + index * ENTRY
+    size_at = hart.tlb_bank + PAGE_SIZES + (index << 3)
     page, host = va & ~0xFFF, hart.ram_address(pa & ~0xFFF)
     number = (pa - hart.ram_base) >> 12
-    hart.poke(entry + 24, hart.walk_size, 8)
     hart.fills = hart.fills + 1
     if write != 0:
         hart.or_byte(hart.writers_of + number, hart.hart_bit)
@@ -84,13 +88,11 @@ def fill(hart: H, va: Any, pa: Any, write: Any) -> None:
             hart.poke(code, 0, 1)
 
         hart.when(hart.peek(code, 1) != 0, now_stale)
-        hart.when(hart.peek(entry, 8) != page, lambda: hart.poke(entry, NEVER, 8))
-        hart.poke(entry + 16, host - page, 8)
-        hart.poke(entry + 8, page, 8)
-    else:
-        hart.when(hart.peek(entry + 8, 8) != page, lambda: hart.poke(entry + 8, NEVER, 8))
-        hart.poke(entry + 16, host - page, 8)
-        hart.poke(entry, page, 8)
+        entry = entry + WRITE_TABLE
+        size_at = size_at + TLB_ENTRIES * 8
+    hart.poke(size_at, hart.walk_size, 8)
+    hart.poke(entry + 8, host - page, 8)
+    hart.poke(entry, page, 8)
 
 
 def _define_access(size: int) -> None:
@@ -144,6 +146,9 @@ def _define_access(size: int) -> None:
             return hart.mmio_value
         if (va & 0xFFF).geu(4097 - size):
             return load_crossing(hart, va)
+        entry = hart.tlb_bank + READ_TABLE + ((va >> 12) & (TLB_ENTRIES - 1)) * ENTRY
+        if hart.peek(entry, 8) == va & ~0xFFF:  # a misaligned access to a mapped page
+            return hart.peek(hart.peek(entry + 8, 8) + va, size)
         pa = checked_translate(hart, va, hart.word(LOAD), hart.word(size), data_privilege(hart))
         if negate(hart.is_ram(pa, size)):
             to_bus(hart, va, pa, 0, 0, Cause.LOAD_ACCESS)
@@ -158,6 +163,10 @@ def _define_access(size: int) -> None:
             return
         if (va & 0xFFF).geu(4097 - size):
             store_crossing(hart, va, value)
+            return
+        entry = hart.tlb_bank + WRITE_TABLE + ((va >> 12) & (TLB_ENTRIES - 1)) * ENTRY
+        if hart.peek(entry, 8) == va & ~0xFFF:  # a misaligned access to a mapped page
+            hart.poke(hart.peek(entry + 8, 8) + va, value, size)
             return
         pa = checked_translate(hart, va, hart.word(STORE), hart.word(size), data_privilege(hart))
         if negate(hart.is_ram(pa, size)):
@@ -188,10 +197,10 @@ def atomic_address(hart: H, va: Any, size: Any, access: Any) -> Any:
         raise Trap(select(is_load, hart.word(4), hart.word(6)), va)
     priv = data_privilege(hart)
     write = select(is_load, hart.word(LOAD), hart.word(STORE))
-    bank_offset = select(is_load, hart.word(0), hart.word(8))
-    entry = hart.tlb_bank + ((va >> 12) & (TLB_ENTRIES - 1)) * DATA_ENTRY
-    if hart.peek(entry + bank_offset, 8) == va & ~0xFFF:
-        return hart.peek(entry + 16, 8) + va
+    table = select(is_load, hart.word(READ_TABLE), hart.word(WRITE_TABLE))
+    entry = hart.tlb_bank + table + ((va >> 12) & (TLB_ENTRIES - 1)) * ENTRY
+    if hart.peek(entry, 8) == va & ~0xFFF:
+        return hart.peek(entry + 8, 8) + va
     pa = checked_translate(hart, va, write, size, priv)
     if negate(hart.is_ram(pa, 8)):
         raise Trap(select(is_load, hart.word(5), hart.word(7)), va)
@@ -223,21 +232,18 @@ def cache_block_translate(hart: H, block: Any, priv: Any) -> Any:
 def _forget_fetches(hart: Any) -> None:
     for bank in range(BANKS):
         table = bank_address(hart, bank) + FETCH_TABLE
-        hart.repeat(TLB_ENTRIES, lambda i, t=table: hart.poke(t + i * FETCH_ENTRY, NEVER, 8))
+        hart.repeat(TLB_ENTRIES, lambda i, t=table: hart.poke(t + i * ENTRY, NEVER, 8))
+
+
+def _forget_bank(hart: Any, bank: Any) -> None:
+    hart.repeat(3 * TLB_ENTRIES, lambda i: hart.poke(bank + i * ENTRY, NEVER, 8))
 
 
 @function()
 def tlb_flush(hart: H) -> None:
     """Drop every entry of every bank."""
     for bank in range(BANKS):
-        base = bank_address(hart, bank)
-
-        def drop(i: Any, base: Any = base) -> None:
-            hart.poke(base + i * DATA_ENTRY, NEVER, 8)
-            hart.poke(base + i * DATA_ENTRY + 8, NEVER, 8)
-
-        hart.repeat(TLB_ENTRIES, drop)
-    _forget_fetches(hart)
+        _forget_bank(hart, bank_address(hart, bank))
 
 
 @function()
@@ -247,13 +253,12 @@ def tlb_flush_page(hart: H, va: Any) -> None:
         base = bank_address(hart, bank)
 
         def drop(i: Any, base: Any = base) -> None:
-            entry = base + i * DATA_ENTRY
-            mask = 0 - hart.peek(entry + 24, 8)
-            for at in (0, 8):
-                tag = hart.peek(entry + at, 8)
-                hart.when((tag ^ va) & mask == 0, lambda at=at: hart.poke(entry + at, NEVER, 8))
+            # the read and the write table are one behind the other, and so are their sizes
+            entry = base + i * ENTRY
+            mask = 0 - hart.peek(base + PAGE_SIZES + (i << 3), 8)
+            hart.when((hart.peek(entry, 8) ^ va) & mask == 0, lambda: hart.poke(entry, NEVER, 8))
 
-        hart.repeat(TLB_ENTRIES, drop)
+        hart.repeat(2 * TLB_ENTRIES, drop)
     _forget_fetches(hart)
 
 
@@ -272,51 +277,50 @@ def choose_bank(hart: H) -> None:
     hart.context_dirty = 0
     if key != hart.odd_key:
         hart.odd_key = key
-
-        def drop(i: Any) -> None:
-            hart.poke(address + i * DATA_ENTRY, NEVER, 8)
-            hart.poke(address + i * DATA_ENTRY + 8, NEVER, 8)
-            hart.poke(address + FETCH_TABLE + i * FETCH_ENTRY, NEVER, 8)
-
-        hart.repeat(TLB_ENTRIES, drop)
+        _forget_bank(hart, address)
 
 
 # ---------------------------------------------------------------- decoded pages
+def _each_write_entry(hart: Any, body: Callable[[Any, Any, Any], None]) -> None:
+    """`body(entry, tag, hva of the page)` for the write entries of every bank."""
+    for bank in range(BANKS):
+        table = bank_address(hart, bank) + WRITE_TABLE
+
+        def visit(i: Any, table: Any = table) -> None:
+            entry = table + i * ENTRY
+            tag = hart.peek(entry, 8)
+            body(entry, tag, tag + hart.peek(entry + 8, 8))
+
+        hart.repeat(TLB_ENTRIES, visit)
+
+
 @function()
 def revoke_writes(hart: H, host: Any) -> None:
     """Drop this hart's write entries of the RAM page at hva `host`."""
-    for bank in range(BANKS):
-        base = bank_address(hart, bank)
 
-        def drop(i: Any, base: Any = base) -> None:
-            entry = base + i * DATA_ENTRY
-            reaches = hart.peek(entry + 8, 8) + hart.peek(entry + 16, 8)
-            hart.when(reaches == host, lambda: hart.poke(entry + 8, NEVER, 8))
+    def drop(entry: Any, _tag: Any, reaches: Any) -> None:
+        hart.when(reaches == host, lambda: hart.poke(entry, NEVER, 8))
 
-        hart.repeat(TLB_ENTRIES, drop)
+    _each_write_entry(hart, drop)
 
 
 @function()
 def give_up_code_writes(hart: H) -> None:
     """Another hart decodes a page: drop write entries of code pages, counting them as written."""
-    for bank in range(BANKS):
-        base = bank_address(hart, bank)
 
-        def drop(i: Any, base: Any = base) -> None:
-            entry = base + i * DATA_ENTRY
-            tag = hart.peek(entry + 8, 8)
-            number = (tag + hart.peek(entry + 16, 8) - hart.ram_hva) >> 12
+    def check(entry: Any, tag: Any, reaches: Any) -> None:
+        number = (reaches - hart.ram_hva) >> 12
 
-            def check() -> None:
-                def give_up() -> None:
-                    hart.poke(entry + 8, NEVER, 8)
-                    hart.add_u32(hart.generation_of + number * 4, 1)
+        def look() -> None:
+            def give_up() -> None:
+                hart.poke(entry, NEVER, 8)
+                hart.add_u32(hart.generation_of + number * 4, 1)
 
-                hart.when(hart.peek(hart.has_code + number, 1) != 0, give_up)
+            hart.when(hart.peek(hart.has_code + number, 1) != 0, give_up)
 
-            hart.when(tag != NEVER, check)
+        hart.when(tag != NEVER, look)
 
-        hart.repeat(TLB_ENTRIES, drop)
+    _each_write_entry(hart, check)
 
 
 @function()
@@ -403,7 +407,7 @@ def drop_stale_code(hart: H) -> None:
 def locate(hart: H) -> Any:
     """hva of the ops page for pc, which it decodes or fetches through the current translation."""
     pc = hart.pc
-    entry = hart.tlb_bank + FETCH_TABLE + ((pc >> 12) & (TLB_ENTRIES - 1)) * FETCH_ENTRY
+    entry = hart.tlb_bank + FETCH_TABLE + ((pc >> 12) & (TLB_ENTRIES - 1)) * ENTRY
     if hart.peek(entry, 8) == pc & ~0xFFF:
         return hart.peek(entry + 8, 8)
     pa = checked_translate(hart, pc, hart.word(FETCH), hart.word(2), hart.priv)
