@@ -58,9 +58,7 @@ def check(options: RunOptions) -> None:
     if not 1 <= options.smp <= MOST_HARTS:
         raise UsageError(f"--smp {options.smp}: a board has 1 to {MOST_HARTS} harts")
     if options.timeout is not None and not 0 < options.timeout <= LONGEST_SECONDS:
-        raise UsageError(
-            f"--timeout {options.timeout:g}: must be more than 0 and at most {LONGEST_SECONDS:g} seconds"
-        )
+        raise UsageError(f"--timeout {options.timeout:g}: more than 0, at most {LONGEST_SECONDS:g}")
     if options.max_instructions is not None and options.max_instructions <= 0:
         raise UsageError(f"--max-instructions {options.max_instructions}: must be more than 0")
     if options.image is not None and options.kernel is not None:

@@ -54,8 +54,8 @@ class EscapeFilter:
 class Terminal:
     """Standard input and output as a guest's console; a context manager around one `run`.
 
-    `resized(columns, rows)` is called on entry and whenever the window changes, on the main
-    thread. Must be made, entered and run on the main thread: Python handles signals there only.
+    `resized(columns, rows)` is called on entry and, by `run`, whenever the window changes. Must be
+    made, entered and run on the main thread: Python handles signals there only.
     """
 
     def __init__(
@@ -72,9 +72,10 @@ class Terminal:
         """Whether whoever read our output went away."""
         self.ended_by: str | None = None
         """Name of the signal that asked for the end, or "escape"."""
+        self._size_changed = False
         self._saved: list[Any] | None = None
         self._handlers: dict[int, Any] = {}
-        self._wake_read = self._wake_write = -1
+        self._wake_read = self._wake_write = self._wakeup_before = -1
         self._writing = threading.Lock()
 
     # -- the terminal's mode -------------------------------------------------------------------
@@ -83,6 +84,9 @@ class Terminal:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
+        # A signal that arrives just before `select` sleeps runs no Python handler and interrupts
+        # nothing; its number in the pipe does wake the loop.
+        self._wakeup_before = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         atexit.register(self.restore)
         for number in ENDING_SIGNALS:
             self._handle(number, self._end_on_signal)
@@ -104,6 +108,7 @@ class Terminal:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
+        signal.set_wakeup_fd(self._wakeup_before)
         write, self._wake_write = self._wake_write, -1
         os.close(self._wake_read)
         os.close(write)
@@ -154,10 +159,13 @@ class Terminal:
         self.restore()
         os.kill(os.getpid(), signal.SIGSTOP)
         self.make_raw()
-        self._report_size()
+        self._window_changed(number, frame)
 
     def _window_changed(self, number: int, frame: FrameType | None) -> None:
-        self._report_size()
+        # A handler interrupts the main thread anywhere, a lock in its hands included: the loop
+        # does the reporting.
+        self._size_changed = True
+        self.wake()
 
     def _report_size(self) -> None:
         if self.resized is not None and self.is_tty:
@@ -205,6 +213,9 @@ class Terminal:
             if self._wake_read in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, CHUNK)
+            if self._size_changed:
+                self._size_changed = False
+                self._report_size()
             if self.stdin in ready:
                 data = self._read()
                 if data is None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -63,7 +64,10 @@ class OnTty:
     def expect(self, text: bytes) -> None:
         deadline = time.monotonic() + 20
         while text not in self.seen:
-            assert time.monotonic() < deadline, self.seen
+            ready, _, _ = select.select([self.master], [], [], deadline - time.monotonic())
+            if not ready:
+                self.child.kill()
+                raise AssertionError(f"{text!r} did not come, only {self.seen!r}")
             self.seen += os.read(self.master, 1024)
 
     def type(self, keys: bytes) -> None:

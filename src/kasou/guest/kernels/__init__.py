@@ -1,4 +1,4 @@
-"""Guest kernels that come with kasou, as assembly, and the assembled files made from them.
+"""Guest kernels that come with kasou, as assembly, and the files made from them.
 
 `tiny` is a teaching kernel: read `tiny.s` from top to bottom.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import tempfile
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def source(name: str) -> Path:
 
 
 def assembled(name: str) -> Path:
-    """The flat binary of a kernel, assembled by kasou's own assembler, from the cache if it can.
+    """A kernel as an ELF file, assembled by kasou's own assembler, from the cache if it can.
 
     The cached file's name is a hash of everything that decides its content: the assembly, the
     assembler, and the instruction tables. Raises `HostError` when the cache cannot be written.
@@ -38,11 +39,16 @@ def assembled(name: str) -> Path:
     text = source(name).read_bytes()
     isa = Path(__file__).parents[2] / "isa"
     key = hashlib.sha256(text)
-    for file in (isa / "asm.py", isa / "encoding.py", *sorted((isa / "rv64").glob("*.py"))):
+    for file in (
+        Path(__file__),
+        isa / "asm.py",
+        isa / "encoding.py",
+        *sorted((isa / "rv64").glob("*.py")),
+    ):
         key.update(hashlib.sha256(file.read_bytes()).digest())
-    path = cache_directory() / "kernels" / f"{name}-{key.hexdigest()[:24]}.bin"
+    path = cache_directory() / "kernels" / f"{name}-{key.hexdigest()[:24]}.elf"
     if not path.exists():
-        write_atomically(path, assemble(text.decode()))
+        write_atomically(path, elf(assemble(text.decode())))
     return path
 
 
@@ -51,6 +57,24 @@ def assemble(text: str) -> bytes:
     from kasou.isa import asm
 
     return bytes(asm.assemble(text, LOAD_ADDRESS))
+
+
+def elf(code: bytes) -> bytes:
+    """An executable that is one segment, all rights, at `LOAD_ADDRESS`, entered at its start."""
+    header, program = 64, 56
+    start = header + program
+    return b"".join(
+        (
+            # e_ident: 64-bit, little-endian; then ET_EXEC, EM_RISCV, version 1
+            struct.pack("<16sHHI", b"\x7fELF\2\1\1", 2, 243, 1),
+            struct.pack("<QQQI", LOAD_ADDRESS, header, 0, 0),
+            struct.pack("<HHHHHH", header, program, 1, 0, 0, 0),
+            # PT_LOAD, readable, writable, executable
+            struct.pack("<IIQQQ", 1, 7, start, LOAD_ADDRESS, LOAD_ADDRESS),
+            struct.pack("<QQQ", len(code), len(code), 1),
+            code,
+        )
+    )
 
 
 def write_atomically(path: Path, data: bytes) -> None:
