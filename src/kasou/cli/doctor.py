@@ -104,25 +104,16 @@ def gpgv() -> Finding:
 
 def mirrors() -> Finding:
     """Where packages would come from."""
-    if named := os.environ.get("KASOU_MIRROR"):
-        return Finding("mirror", "ok", f"{named} (KASOU_MIRROR)")
-    apt = Path("/etc/apt")
-    sources = [apt / "sources.list", *(apt / "sources.list.d").glob("*.list")]
-    sources += (apt / "sources.list.d").glob("*.sources")
-    for file in sources:
-        try:
-            text = file.read_text(errors="replace")
-        except OSError:
-            continue
-        for line in text.splitlines():
-            words = line.split("#")[0].split()
-            if words and words[0] in ("deb", "URIs:"):
-                for word in words[1:]:
-                    if word.startswith(("http://", "https://")):
-                        return Finding("mirror", "ok", f"{word} ({file})")
-    return Finding(
-        "mirror", "missing", "none; set KASOU_MIRROR or give --mirror (`kasou run tiny` needs none)"
-    )
+    from kasou.errors import ConfigError
+    from kasou.images.mirror import WAYS, candidates
+
+    try:
+        found = candidates()
+    except ConfigError as problem:
+        return Finding("mirror", "bad", str(problem))
+    if not found:
+        return Finding("mirror", "missing", f"none; {WAYS}")
+    return Finding("mirror", "ok", ", ".join(found))
 
 
 def code_memory() -> Finding:
