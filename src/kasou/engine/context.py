@@ -215,6 +215,12 @@ class StagedHart:
         narrow = t.emit(f"trunc i64 {operand(value)} to i8")
         t.emit(f"atomicrmw or ptr {pointer}, i8 {narrow} seq_cst")
 
+    def exchange_byte(self, address: Any, value: int) -> StagedWord:
+        """Atomically exchange a byte at a hva."""
+        t, pointer = self.tracer, self.pointer(address)
+        old = t.emit(f"atomicrmw xchg ptr {pointer}, i8 {value} seq_cst")
+        return StagedWord(t, t.emit(f"zext i8 {old} to i64"))
+
     def add_u32(self, address: Any, value: int) -> None:
         """Atomically add to a 32-bit word at a hva."""
         self.tracer.emit(f"atomicrmw add ptr {self.pointer(address)}, i32 {value} seq_cst")
@@ -223,6 +229,10 @@ class StagedHart:
         """Atomically exchange a 64-bit cell at an IR pointer."""
         t = self.tracer
         return StagedWord(t, t.emit(f"atomicrmw xchg ptr {address}, i64 {value} seq_cst"))
+
+    def subtract(self, pointer: str, value: StagedWord) -> None:
+        """Atomically subtract from a 64-bit cell at an IR pointer."""
+        self.tracer.emit(f"atomicrmw sub ptr {pointer}, i64 {value.name} seq_cst")
 
     # ---- guest-physical memory
     def ram_address(self, pa: Any) -> StagedWord:

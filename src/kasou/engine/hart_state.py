@@ -44,7 +44,7 @@ _ENGINE = (
     ("context_dirty", "the TLB bank must be chosen anew"), ("odd_key", "what the odd bank holds"),
     ("icount", "1: time is instructions"), ("time_offset", "ticks"),
     ("clock_gettime", "hva of the C library's function"), ("timespec0", ""), ("timespec1", ""),
-    ("request_ssip", "another hart or device sets SSIP"), ("request_flush", "drop write entries of code pages"),
+    ("request_ssip", "another hart or device sets SSIP"), ("request_flush", "count of requests to drop write entries of code pages"),
     ("request_fence", "1: another hart asked for fence.i and a full flush"),
     ("hart_bit", "1 << index"), ("harts", "hva of a table of hart blocks"), ("hart_count", ""),
     ("mxcsr", ""), ("fills", "TLB fills, for statistics"), ("decoded_pages", ""), ("services", ""),

@@ -340,16 +340,18 @@ def make_ops_page(hart: H, number: Any) -> Any:
     ops = hart.arena_next
     host = hart.ram_hva + (number << 12)
     hart.or_byte(hart.has_code + number, hart.word(1))
-    writers = hart.peek(hart.writers_of + number, 1)
+    # Whoever marks itself from here on sees has_code; whoever did before is asked to give up.
+    writers = hart.exchange_byte(hart.writers_of + number, 0)
     others = writers & ~hart.hart_bit
     revoke_writes(hart, host)
+    hart.store_now("slow_value", 0)
 
     def ask_others() -> None:
         def ask(i: Any) -> None:
             block = hart.peek(hart.harts + (i << 3), 8)
 
             def request() -> None:
-                hart.poke(block + ALL_CELLS["request_flush"].offset, 1, 8)
+                hart.add_u32(block + ALL_CELLS["request_flush"].offset, 1)
                 hart.poke(block + ALL_CELLS["attention"].offset, NEVER, 8)
 
             hart.when(block != block_address(hart), request)
@@ -357,8 +359,15 @@ def make_ops_page(hart: H, number: Any) -> Any:
         hart.repeat(hart.hart_count, ask)
 
     hart.when(others != 0, ask_others)
+
+    def outstanding(i: Any) -> None:
+        block = hart.peek(hart.harts + (i << 3), 8)
+        asked = hart.peek(block + ALL_CELLS["request_flush"].offset, 8)
+        hart.store_now("slow_value", hart.slow_value | asked)
+
+    hart.repeat(hart.hart_count, outstanding)
     generation = hart.peek(hart.generation_of + number * 4, 4)
-    stale = select(others != 0, generation - 1, generation)
+    stale = select(hart.slow_value != 0, generation - 1, generation)
     hart.poke(ops + META, stale & 0xFFFFFFFF, 8)
     hart.poke(ops + (META + 8), number, 8)
     hart.poke(ops + (META + 16), host, 8)
@@ -475,14 +484,13 @@ def next_deadline(hart: H) -> Any:
 @function()
 def serve_requests(hart: H) -> None:
     """What other threads asked for while this hart ran."""
-    t = hart.tracer
     ssip = hart.exchange(hart.cell_pointer("request_ssip"), 0)
     hart.mip = hart.mip | ssip << 1
-    flush = hart.exchange(hart.cell_pointer("request_flush"), 0)
+    flush = hart.request_flush
     fence = hart.exchange(hart.cell_pointer("request_fence"), 0)
-    del t
     if flush != 0:
         give_up_code_writes(hart)
+        hart.subtract(hart.cell_pointer("request_flush"), flush)  # answered, and not before
     if fence != 0:
         drop_stale_code(hart)
         tlb_flush(hart)
