@@ -1,0 +1,148 @@
+"""Images that have been made, in the cache directory.
+
+    images/debian-trixie.json               what it is, and which directory holds it
+    images/debian-trixie-4f1c09ab2e77/      kernel and initrd; never changed once named
+    downloads/                              packages, until an image is made of them
+
+The JSON file is replaced in one step after the directory is complete, so whoever reads it finds a
+whole image, the old or the new.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kasou.errors import HostError
+from kasou.paths import cache_directory
+
+KERNEL, INITRD = "Image", "initrd.cpio"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image's description, as kept in JSON.
+
+    `created` is an ISO date and time (UTC), `size` in bytes. `packages` maps names to versions.
+    `missing` says what the image lacks against its recipe, empty if nothing; `signed` whether
+    the archive's signature was checked. `inputs` is a digest of what it was made from.
+    """
+
+    name: str
+    description: str
+    created: str
+    size: int
+    kernel_version: str
+    debian_version: str
+    packages: dict[str, str]
+    signed: bool
+    missing: str
+    append: str
+    inputs: str
+    directory: str
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel's file."""
+        return images_directory() / self.directory / KERNEL
+
+    @property
+    def initrd(self) -> Path:
+        """The initial RAM file system's file."""
+        return images_directory() / self.directory / INITRD
+
+
+def images_directory() -> Path:
+    """Where images are; it need not exist."""
+    return cache_directory() / "images"
+
+
+def downloads_directory() -> Path:
+    """Where packages arrive; it need not exist."""
+    return cache_directory() / "downloads"
+
+
+def load(name: str) -> Image | None:
+    """The image `name` if it is here and whole."""
+    return _read(_description(name))
+
+
+def installed() -> list[Image]:
+    """All images that are here and whole, by name."""
+    found = (_read(path) for path in sorted(images_directory().glob("*.json")))
+    return [image for image in found if image is not None]
+
+
+def store(image: Image, files: Mapping[str, bytes]) -> Image:
+    """Keep an image; its `size` and `directory` are filled in. Raises `HostError`."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(files[name])
+    directory = f"{_stem(image.name)}-{digest.hexdigest()[:12]}"
+    size = sum(map(len, files.values()))
+    image = Image(**{**asdict(image), "directory": directory, "size": size})
+    root = images_directory()
+    with _writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        old = load(image.name)
+        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+        try:
+            fresh.chmod(0o755)
+            for name, data in files.items():
+                (fresh / name).write_bytes(data)
+            shutil.rmtree(root / directory, ignore_errors=True)
+            os.replace(fresh, root / directory)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        text = fresh.with_suffix(".json")
+        text.write_text(json.dumps(asdict(image), indent=2) + "\n")
+        os.replace(text, _description(image.name))
+        if old is not None and old.directory != directory:
+            shutil.rmtree(root / old.directory, ignore_errors=True)
+    return image
+
+
+@contextmanager
+def only_one(name: str) -> Iterator[None]:
+    """Held by the process that makes an image; others wait, and then find it made."""
+    root = images_directory()
+    with _writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / f".{_stem(name)}.lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _read(path: Path) -> Image | None:
+    try:
+        image = Image(**json.loads(path.read_text()))
+        present = image.kernel.stat().st_size + image.initrd.stat().st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    return image if present == image.size else None
+
+
+def _description(name: str) -> Path:
+    return images_directory() / f"{_stem(name)}.json"
+
+
+def _stem(name: str) -> str:
+    return name.replace(":", "-")
+
+
+@contextmanager
+def _writing(where: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(
+            f"{error.filename or where}: cannot be written ({error.strerror});"
+            " KASOU_HOME chooses another place"
+        ) from None
