@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kasou.cli.options import UsageError
-from kasou.errors import HostError
 
 DEBIAN = ("debian", "debian:trixie", "debian:13")
 TINY = "tiny"
@@ -34,12 +33,21 @@ def boot_files(image: str, mirror: str | None) -> BootFiles:
 
 def debian(mirror: str | None) -> BootFiles:
     """The Debian guest, with progress on standard error. Raises `HostError`."""
-    raise HostError("the Debian guest cannot be fetched yet; `kasou run tiny` needs no network")
+    from kasou.images import ensure
+
+    guest = ensure("debian", mirror)
+    return BootFiles(guest.kernel, guest.initrd, guest.append)
 
 
 def pull(image: str, mirror: str | None) -> int:
     """Fetch `image` and print where its files are."""
-    files = boot_files(image, mirror)
+    if image in DEBIAN:
+        from kasou.images import pull as fetch
+
+        guest = fetch(image, mirror)
+        files = BootFiles(guest.kernel, guest.initrd, guest.append)
+    else:
+        files = boot_files(image, mirror)
     print(f"kernel {files.kernel}")
     if files.initrd is not None:
         print(f"initrd {files.initrd}")
@@ -47,14 +55,22 @@ def pull(image: str, mirror: str | None) -> int:
 
 
 def images(json: bool) -> int:
-    """List what `kasou run` knows."""
+    """List what `kasou run` knows, and which of it is here."""
+    from kasou.images import installed
+
+    here = {image.name: image for image in installed()}
+    known = {
+        "debian:trixie": "Debian 13's own kernel, with a root shell in memory",
+        TINY: "a teaching kernel in assembly; no download",
+    }
     rows = [
-        ("debian:trixie", "Debian 13's own kernel, with a root shell in memory"),
-        (TINY, "a teaching kernel in assembly; no download"),
+        {"name": name, "what": what, "installed": name in here or name == TINY}
+        | ({"details": here[name].as_json()} if name in here else {})
+        for name, what in known.items()
     ]
     if json:
-        print(json_text.dumps([{"name": name, "what": what} for name, what in rows], indent=2))
+        print(json_text.dumps(rows, indent=2))
         return 0
-    for name, what in rows:
-        print(f"{name:<16}{what}")
+    for row in rows:
+        print(f"{row['name']:<16}{'here ' if row['installed'] else 'pull '}  {row['what']}")
     return 0

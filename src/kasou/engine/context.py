@@ -53,7 +53,8 @@ class Registers:
         self._hart, self._cell = hart, cell
 
     def _pointer(self, index: Any) -> str:
-        base, t = ALL_CELLS[self._cell].offset, self._hart.tracer
+        base = ALL_CELLS[self._cell].offset
+        t: Tracer = self._hart.tracer
         if isinstance(index, int):
             return t.emit(f"getelementptr i8, ptr %hart, i64 {base + 8 * index}")
         at = t.emit(f"getelementptr i8, ptr %hart, i64 {base}") if base else "%hart"
@@ -74,6 +75,7 @@ class StagedHart:
     """What function and handler contexts share: cells, host memory, control of emission."""
 
     staged = True
+    tracer: Tracer
 
     def __init__(self, tracer: Tracer) -> None:
         own = self.__dict__
@@ -141,7 +143,9 @@ class StagedHart:
         self.registers_written.clear()
 
     # ---- control
-    def switch(self, value: Any, table: dict[int, Callable[[], Any]], default: Callable[[], Any]) -> Any:
+    def switch(
+        self, value: Any, table: dict[int, Callable[[], Any]], default: Callable[[], Any]
+    ) -> Any:
         """Call the arm for `value`: one path an arm."""
 
         def terminator(labels: dict[Any, str]) -> str:
@@ -369,10 +373,17 @@ of offset and its count at 9."""
 class HandlerHart(StagedHart):
     """Inside the handler of one instruction of `length` bytes."""
 
-    def __init__(self, tracer: Tracer, length: int, variant: str, operands: tuple[str, ...], flow: str) -> None:
+    def __init__(
+        self, tracer: Tracer, length: int, variant: str, operands: tuple[str, ...], flow: str
+    ) -> None:
         super().__init__(tracer)
         own = self.__dict__
-        own["length"], own["variant"], own["operands"], own["flow"] = length, variant, operands, flow
+        own["length"], own["variant"], own["operands"], own["flow"] = (
+            length,
+            variant,
+            operands,
+            flow,
+        )
         own["target"], own["ends"], own["branched"], own["waits"] = None, False, None, False
         own["fields"] = {}
 
@@ -487,7 +498,9 @@ class HandlerHart(StagedHart):
         slow = t.emit(f"extractvalue {{i64, i64}} {pair}, 0")
         bad = t.emit(f"icmp ne i64 {status}, 0")
         t.raw(f"  br i1 {bad}, label %bad{n}, label %slow{n}\nbad{n}:")
-        t.raw(f"  musttail call {CC} void @leave(ptr %op, ptr %hart, i64 %cnt, ptr %tlb)\n  ret void")
+        t.raw(
+            f"  musttail call {CC} void @leave(ptr %op, ptr %hart, i64 %cnt, ptr %tlb)\n  ret void"
+        )
         t.raw(f"slow{n}:\n  br label %join{n}\nhit{n}:")
         fast = t.emit(f"load atomic i{8 * size}, ptr {pointer} monotonic, align {size}, !tbaa !5")
         if size < 8:
@@ -507,7 +520,9 @@ class HandlerHart(StagedHart):
         status = t.emit(f"extractvalue {{i64, i64}} {pair}, 1")
         bad = t.emit(f"icmp ne i64 {status}, 0")
         t.raw(f"  br i1 {bad}, label %bad{n}, label %join{n}\nbad{n}:")
-        t.raw(f"  musttail call {CC} void @leave(ptr %op, ptr %hart, i64 %cnt, ptr %tlb)\n  ret void")
+        t.raw(
+            f"  musttail call {CC} void @leave(ptr %op, ptr %hart, i64 %cnt, ptr %tlb)\n  ret void"
+        )
         t.raw(f"hit{n}:")
         name = operand(value)
         if size < 8:
@@ -556,23 +571,26 @@ class HandlerHart(StagedHart):
         if size < 8:
             old = t.emit(f"trunc i64 {old} to i{8 * size}")
             new = t.emit(f"trunc i64 {new} to i{8 * size}")
-        pair = t.emit(f"cmpxchg ptr {pointer}, i{8 * size} {old}, i{8 * size} {new} seq_cst seq_cst")
+        pair = t.emit(
+            f"cmpxchg ptr {pointer}, i{8 * size} {old}, i{8 * size} {new} seq_cst seq_cst"
+        )
         stored = StagedBool(t, t.emit(f"extractvalue {{i{8 * size}, i1}} {pair}, 1"))
         return select(stored, self.word(0), self.word(1))  # type: ignore[no-any-return]
 
     def cache_block_zero(self, va: StagedWord) -> None:
         """Zero the 64-byte block that holds va."""
-        block = va & ~63
-        hva = self.call_function("atomic_address", (block, self.word(8), self.word(2)))
+        hva = self.call_function("cache_block_address", (va,))
         for i in range(8):
             self.poke(hva + 8 * i, 0, 8)
 
     def cache_block_check(self, va: StagedWord) -> None:
-        """Fault as an access to the block would. (CMO 2.5: load or store permission suffices)"""
-        self.call_function("cache_block_access", (va & ~63,))
+        """Fault as an access to the block would: rare enough for the reference model."""
+        raise Leave(Exit.REFERENCE)
 
     # ---- floating point
-    def float_operation(self, name: str, bits: int, operands: tuple[Any, ...], mode: Any) -> StagedWord:
+    def float_operation(
+        self, name: str, bits: int, operands: tuple[Any, ...], mode: Any
+    ) -> StagedWord:
         """Host arithmetic: exact under IEEE 754; odd modes and fused NaNs go to the reference."""
         t = self.tracer
         if mode != 0:
@@ -582,7 +600,9 @@ class HandlerHart(StagedHart):
             args = "".join(f", i64 {o}" for o in [*filled, operand(mode)])
             slow = t.emit(f"call i64 @fp_{name}_{bits}(ptr %hart{args})")
             return self._fused_nan(name, bits, StagedWord(t, slow))
-        return self._fused_nan(name, bits, StagedWord(t, emit_float(t, name, bits, [operand(o) for o in operands])))
+        return self._fused_nan(
+            name, bits, StagedWord(t, emit_float(t, name, bits, [operand(o) for o in operands]))
+        )
 
     def _fused_nan(self, name: str, bits: int, result: StagedWord) -> StagedWord:
         if name == "fma" and result == CANONICAL_NAN[bits]:
@@ -605,7 +625,9 @@ class HandlerHart(StagedHart):
         """Run the record at `op`."""
         t = self.tracer
         handler = t.emit(f"load ptr, ptr {op}")
-        t.raw(f"  musttail call {CC} void {handler}(ptr {op}, ptr %hart, i64 {count}, ptr {tlb})\n  ret void")
+        t.raw(
+            f"  musttail call {CC} void {handler}(ptr {op}, ptr %hart, i64 {count}, ptr {tlb})\n  ret void"
+        )
 
     def tail(self, name: str, op: str = "%op", count: str = "%cnt") -> None:
         """Continue in another handler."""

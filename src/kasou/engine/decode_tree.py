@@ -14,7 +14,6 @@ from kasou.engine.staging import StagedWord, Tracer, operand
 from kasou.isa.encoding import INSTRUCTIONS, Field, Instruction
 
 
-
 def handler_name(base: Instruction, length: int, variant: str = "") -> str:
     """The symbol of an instruction's handler."""
     suffix = f"_{variant}" if variant else ""
@@ -45,7 +44,6 @@ class TreeWriter:
 
     def __init__(self) -> None:
         self.t = Tracer()
-        self.t._enter(self.t.root)
         self.labels = 0
         self.formats: dict[tuple[Any, ...], tuple[str, list[tuple[str, Instruction]]]] = {}
 
@@ -111,14 +109,17 @@ class TreeWriter:
         pointer = self.t.emit(f"inttoptr i64 {(base + DIST + slot * 2).name} to ptr")
         return self.value(f"zext i16 {self.t.emit(f'load i16, ptr {pointer}, align 1')} to i64")
 
-    def format(self, key: tuple[Any, ...], label: str, members: list[tuple[str, Instruction]]) -> None:
+    def format(
+        self, key: tuple[Any, ...], label: str, members: list[tuple[str, Instruction]]
+    ) -> None:
         """The extraction shared by all leaves of one layout."""
         length, flow, conditional, sources, _excluded = key
         self.t.raw(f"{label}:")
 
         def handler(variant: str) -> str:
             listed = ", ".join(
-                f"[ @{handler_name(base_of(one), length, variant)}, %{leaf} ]" for leaf, one in members
+                f"[ @{handler_name(base_of(one), length, variant)}, %{leaf} ]"
+                for leaf, one in members
             )
             return self.t.emit(f"phi ptr {listed}")
 
@@ -126,7 +127,9 @@ class TreeWriter:
         plain = handler("far" if flow == "branch" else "")
         slot = StagedWord(self.t, "%slot")
         for name, source in sources:
-            value: Any = source if isinstance(source, int) else source.extract(StagedWord(self.t, "%bits"))
+            value: Any = (
+                source if isinstance(source, int) else source.extract(StagedWord(self.t, "%bits"))
+            )
             if name == "rd":
                 if isinstance(value, int):
                     value = value or 32

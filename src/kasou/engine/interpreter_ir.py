@@ -53,7 +53,9 @@ def write_function(name: str) -> str:
 
     tracer.run(path)
     passed = "".join(f", i64 {n}" for n in names)
-    return f"define internal {{i64, i64}} @fn_{name}(ptr %hart{passed}) #0 {{\n{tracer.body()}\n}}\n"
+    return (
+        f"define internal {{i64, i64}} @fn_{name}(ptr %hart{passed}) #0 {{\n{tracer.body()}\n}}\n"
+    )
 
 
 def run_path(hart: Any, body: Callable[[], None]) -> None:
@@ -87,9 +89,7 @@ def write_handler(base: Instruction, length: int, variant: str) -> tuple[str, in
 
 def define(name: str, tracer: Tracer) -> str:
     """A function with the handlers' signature."""
-    return (
-        f"define hidden {CC} void @{name}({HANDLER_ARGUMENTS}) #0 align 16 {{\n{tracer.body()}\n}}\n"
-    )
+    return f"define hidden {CC} void @{name}({HANDLER_ARGUMENTS}) #0 align 16 {{\n{tracer.body()}\n}}\n"
 
 
 def special(name: str, body: Callable[[HandlerHart], None]) -> str:
@@ -118,10 +118,9 @@ def _resume(hart: HandlerHart) -> None:
     """Continue at hart.pc with `remaining` instructions left: the one way into a page."""
     _unpatch(hart)
     due = (hart.attention != 0) | hart.remaining.lts(1)
-    if due & (hart.mmio_done == 0):
-        if plain_call(hart, "service") != 0:
-            hart.tracer.raw("  ret void")
-            return
+    if due & (hart.mmio_done == 0) and plain_call(hart, "service") != 0:
+        hart.tracer.raw("  ret void")
+        return
     if hart.context_dirty != 0:
         plain_call(hart, "choose_bank")
     t = hart.tracer
@@ -345,7 +344,6 @@ def _float_functions() -> str:
     operations = [(name, bits) for name in HOST_OPERATIONS for bits in (32, 64)]
     for name, bits in operations + converts:
         t = Tracer()
-        t._enter(t.root)
         arity = HOST_OPERATIONS.get(name, 1)
         t.raw("  %p = alloca i32")
         t.raw("  call void @llvm.x86.sse.stmxcsr(ptr %p)")
@@ -377,7 +375,9 @@ def _float_functions() -> str:
         declared.append(f"declare {kind[bits]} @{constrained(name, bits)}({args}{modes})")
     for bits, kind_name in ((32, "float"), (64, "double")):
         declared.append(f"declare {kind_name} @llvm.sqrt.f{bits}({kind_name})")
-        declared.append(f"declare {kind_name} @llvm.fma.f{bits}({kind_name}, {kind_name}, {kind_name})")
+        declared.append(
+            f"declare {kind_name} @llvm.fma.f{bits}({kind_name}, {kind_name}, {kind_name})"
+        )
     return "\n".join(declared + out)
 
 

@@ -42,7 +42,9 @@ class LoadedObject:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         image = bytearray(size)
         for i, place in places.items():
-            image[place : place + sections[i][5]] = data[sections[i][4] : sections[i][4] + sections[i][5]]
+            image[place : place + sections[i][5]] = data[
+                sections[i][4] : sections[i][4] + sections[i][5]
+            ]
         table = next(i for i, s in enumerate(sections) if s[1] == SHT_SYMTAB)
         symbols: list[int | None] = []
         self.symbols: dict[str, int] = {}

@@ -101,10 +101,13 @@ def _define_access(size: int) -> None:
         priv = data_privilege(hart)
         first = 4096 - (va & 0xFFF)
         second = va + first
-        pa1 = checked_translate(hart, va, hart.word(access), hart.word(1), priv)
-        pa2 = checked_translate(hart, second, hart.word(access), hart.word(1), priv)
-        if negate(hart.is_ram(pa1, 1) & hart.is_ram(pa2, 1)):
-            raise Trap(Cause.LOAD_ACCESS if access == LOAD else Cause.STORE_ACCESS, va)
+        kind = hart.word(access)
+        pa1 = checked_translate(hart, va, kind, first, priv)
+        pa2 = checked_translate(hart, second, kind, size - first, priv)
+        near = hart.is_ram(pa1, 1)
+        if negate(near & hart.is_ram(pa2, 1)):
+            cause = Cause.LOAD_ACCESS if access == LOAD else Cause.STORE_ACCESS
+            raise Trap(cause, select(near, second, va))
         return first, pa1, pa2
 
     def load_crossing(hart: H, va: Any) -> Any:
@@ -136,7 +139,13 @@ def _define_access(size: int) -> None:
         """Leave to Python for a device access; misaligned ones fault."""
         if va & (size - 1) != 0:
             raise Trap(cause, va)
-        for name, held in (("pa", pa), ("va", va), ("size", size), ("write", write), ("value", value)):
+        for name, held in (
+            ("pa", pa),
+            ("va", va),
+            ("size", size),
+            ("write", write),
+            ("value", value),
+        ):
             hart.store_now(f"mmio_{name}", held)
         raise Leave(Exit.MMIO)
 
@@ -212,20 +221,23 @@ def atomic_address(hart: H, va: Any, size: Any, access: Any) -> Any:
 
 
 @function(traps=True)
-def cache_block_access(hart: H, block: Any) -> None:
-    """Fault unless the block may be loaded from; faults report a store. (CMO 2.5.2)"""
+def cache_block_address(hart: H, va: Any) -> Any:
+    """hva of the 64-byte block of RAM that holds va, to be stored to. ('CMO' 2.5)"""
+    block = va & ~63
+    entry = hart.tlb_bank + WRITE_TABLE + ((va >> 12) & (TLB_ENTRIES - 1)) * ENTRY
+    if hart.peek(entry, 8) == va & ~0xFFF:
+        return hart.peek(entry + 8, 8) + block
     priv = data_privilege(hart)
-    pa = cache_block_translate(hart, block, priv)
+    pa = checked_translate(hart, va, hart.word(STORE), hart.word(1), priv) & ~63
     if negate(hart.is_ram(pa, 64)):
-        raise Trap(Cause.STORE_ACCESS, block)
-    if pmp_check(hart, pa, hart.word(64), hart.word(LOAD), priv) == 0:
-        raise Trap(Cause.STORE_ACCESS, block)
-
-
-@function(traps=True)
-def cache_block_translate(hart: H, block: Any, priv: Any) -> Any:
-    """Translate for cache-block management: as a store, which is the permission software has."""
-    return checked_translate(hart, block, hart.word(STORE), hart.word(8), priv)
+        raise Trap(Cause.STORE_ACCESS, va)
+    if hart.walk_whole != 0:
+        fill(hart, va, pa, hart.word(1))
+    else:
+        if pmp_check(hart, pa, hart.word(64), hart.word(STORE), priv) == 0:
+            raise Trap(Cause.STORE_ACCESS, va)
+        hart.add_u32(hart.generation_of + ((pa - hart.ram_base) >> 12) * 4, 1)
+    return hart.ram_address(pa)
 
 
 # ---------------------------------------------------------------- TLB

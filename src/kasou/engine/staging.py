@@ -42,6 +42,9 @@ class Tracer:
         self.root = self._node()
         self.paths = 0
         self._todo: list[list[Any]] = []
+        self.path: list[Any] = []
+        self.step = 0
+        self.enter(self.root)
 
     def _node(self) -> Node:
         node = Node(f"b{len(self.nodes)}")
@@ -91,10 +94,11 @@ class Tracer:
             self._todo += [[*self.path, option] for option in options[1:]]
             self.path = [*self.path, taken]
         self.step += 1
-        self._enter(node.kids[taken])
+        self.enter(node.kids[taken])
         return taken
 
-    def _enter(self, node: Node) -> None:
+    def enter(self, node: Node) -> None:
+        """Emit into `node`, from its start."""
         self.node, self.at = node, 0
 
     def run(self, path: Callable[[], None]) -> None:
@@ -102,7 +106,7 @@ class Tracer:
         self._todo = [[]]
         while self._todo:
             self.path, self.step = self._todo.pop(), 0
-            self._enter(self.root)
+            self.enter(self.root)
             self.paths += 1
             assert self.paths <= self.limit, f"more than {self.limit} paths: cut the text"
             path()

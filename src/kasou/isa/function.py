@@ -19,7 +19,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 MAY_TRAP: set[str] = set()
 
 
-def function(traps: bool = False, name: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def function(
+    traps: bool = False, name: str = ""
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a text a function boundary; `traps` states that it may raise `Trap`."""
 
     def define(text: Callable[..., Any]) -> Callable[..., Any]:

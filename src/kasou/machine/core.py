@@ -110,7 +110,9 @@ class Core:
     def sees_interrupt(self) -> bool:
         """Whether `wfi` would not wait: something is pending that mie enables. (Priv. 3.3.3)"""
         get = self.block.get
-        pending = get("mip") | get("line_msip") << 3 | get("line_meip") << 11 | get("line_seip") << 9
+        pending = (
+            get("mip") | get("line_msip") << 3 | get("line_meip") << 11 | get("line_seip") << 9
+        )
         pending |= get("request_ssip") << 1
         now = self.time()
         if now >= get("mtimecmp"):

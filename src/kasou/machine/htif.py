@@ -20,7 +20,11 @@ class Htif:
     """Looks at `tohost` when polled."""
 
     def __init__(
-        self, memory: PhysicalMemory, tohost: int, fromhost: int | None, output: Callable[[bytes], None]
+        self,
+        memory: PhysicalMemory,
+        tohost: int,
+        fromhost: int | None,
+        output: Callable[[bytes], None],
     ) -> None:
         self._memory, self._tohost, self._fromhost = memory, tohost, fromhost
         self._output = output

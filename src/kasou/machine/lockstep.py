@@ -46,7 +46,10 @@ class Difference:
         lines = [
             f"first difference after {self.step} instructions, at pc {self.pc:#x}:",
             f"    {self.instruction:#010x}    {disassemble(self.instruction, self.pc)}",
-            *(f"    {name:<18} interpreter {a:#018x}   reference {b:#018x}" for name, a, b in self.cells),
+            *(
+                f"    {name:<18} interpreter {a:#018x}   reference {b:#018x}"
+                for name, a, b in self.cells
+            ),
             "",
             "def test_lockstep_difference(run_on_both):",
             f"    state = {self.before!r}",
@@ -93,10 +96,10 @@ class Lockstep:
             mine[_SINK] = after[_SINK]
             if mine != after and self._differs(mine, after, before, pc):
                 return Outcome("exit", 1)
-            if self.steps % DIGEST_EVERY == 0 and self._digest(self.fast) != self._digest(self.slow):
-                self.difference = Difference(
-                    self.steps, pc, self._bits(), {}, (("RAM", 0, 0),)
-                )
+            if self.steps % DIGEST_EVERY == 0 and self._digest(self.fast) != self._digest(
+                self.slow
+            ):
+                self.difference = Difference(self.steps, pc, self._bits(), {}, (("RAM", 0, 0),))
                 return Outcome("exit", 1)
             outcome = self.fast._outcome
             if outcome is not None:

@@ -65,6 +65,14 @@ class MachineConfig:
     max_instructions: int | None = None
 
 
+CLEARED = (
+    "mie", "mip", "mideleg", "medeleg", "mtvec", "mscratch", "mepc", "mcause", "mtval",
+    "mcounteren", "menvcfg", "stvec", "sscratch", "sepc", "scause", "stval", "scounteren",
+    "senvcfg", "satp", "fflags", "frm", "line_msip", "line_meip", "line_seip", "request_ssip",
+    "mmio_done",
+)  # fmt: skip
+"""Cells that are 0 when a hart starts."""
+
 Kind = Literal["poweroff", "exit", "reset", "timeout", "budget", "stopped"]
 
 
@@ -154,11 +162,7 @@ class Machine:
             for i in range(32):
                 block.set("x", 0, i)
                 block.set("f", 0, i)
-            for name in (
-                "mie mip mideleg medeleg mtvec mscratch mepc mcause mtval mcounteren menvcfg stvec"
-                " sscratch sepc scause stval scounteren senvcfg satp fflags frm line_msip line_meip"
-                " line_seip request_ssip mmio_done"
-            ).split():
+            for name in CLEARED:
                 block.set(name, 0)
             for i in range(16):
                 for name in ("pmpcfg", "pmpaddr", "pmp_low", "pmp_high"):
@@ -518,4 +522,3 @@ class Machine:
             "engine": self.config.engine,
             "clock": "icount" if self.icount else "host",
         }
-
