@@ -29,7 +29,7 @@ from typing import TypeVar
 
 import kasou.isa.rv64  # noqa: F401  (fills the table)
 from kasou.errors import ConfigError
-from kasou.isa.encoding import INSTRUCTIONS, Field, Instruction, decode, encode, length_of
+from kasou.isa.encoding import INSTRUCTIONS, Decoded, Field, Instruction, decode, encode, length_of
 
 T = TypeVar("T")
 
@@ -153,12 +153,15 @@ def _pattern(operand: str) -> str:
 # Disassembler -----------------------------------------------------------------------------------
 
 
-def disassemble(bits: int, pc: int | None = None, pseudo: bool = True) -> str:
+def disassemble(bits: int | Decoded, pc: int | None = None, pseudo: bool = True) -> str:
     """The instruction in the low 16 or 32 bits of `bits`, as the assembler reads it.
 
+    A decoded instruction does as well as its bits.
     `pc` makes targets absolute; without it they are relative, `. + 8`. Without `pseudo` the
     table's own names are shown. What does not decode is `.half 0x....` or `.word 0x........`.
     """
+    if isinstance(bits, Decoded):
+        bits = encode(bits.insn.name, **bits.fields)
     decoded = decode(bits)
     if decoded is None:
         if length_of(bits) == 2:
@@ -281,7 +284,10 @@ _TOKEN = re.compile(
     r"|(?P<name>[A-Za-z_$.][\w.$]*)|(?P<operator><<|>>|[-+*/%&|^~()]))"
 )
 _LABEL = re.compile(r"\s*([A-Za-z_$.][\w.$]*|\d+)\s*:(?!=)")
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\", '"': '"', "'": "'"}
+_ESCAPES = {
+    "a": "\a", "b": "\b", "e": "\x1b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v",
+    "\\": "\\", '"': '"', "'": "'",
+}  # fmt: skip
 _DATA = {
     ".byte": 1, ".half": 2, ".short": 2, ".hword": 2, ".2byte": 2, ".word": 4, ".4byte": 4,
     ".long": 4, ".dword": 8, ".quad": 8, ".8byte": 8,
@@ -711,13 +717,27 @@ def _split(text: str) -> list[str]:
 def _string(text: str) -> bytes:
     if not re.fullmatch(r'"(?:\\.|[^"\\])*"', text):
         raise ValueError(f"{text} is not a string in double quotes")
-    return _unescape(text[1:-1]).encode()
+    return _bytes(text[1:-1])
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8, with escapes as single bytes."""
+    parts = re.split(r"(\\(?:[0-7]{1,3}|x[0-9a-fA-F]+|.))", text)
+    return b"".join(
+        _unescape(part).encode("latin-1") if i % 2 else part.encode()
+        for i, part in enumerate(parts)
+    )
 
 
 def _unescape(text: str) -> str:
     def character(match: re.Match[str]) -> str:
-        if match[1] not in _ESCAPES:
+        if match["octal"]:
+            return chr(int(match["octal"], 8) & 255)
+        if match["hexadecimal"]:
+            return chr(int(match["hexadecimal"], 16) & 255)
+        if match["letter"] not in _ESCAPES:
             raise ValueError(f"unknown escape {match[0]}")
-        return _ESCAPES[match[1]]
+        return _ESCAPES[match["letter"]]
 
-    return re.sub(r"\\(.)", character, text)
+    escape = r"\\(?:(?P<octal>[0-7]{1,3})|x(?P<hexadecimal>[0-9a-fA-F]+)|(?P<letter>.))"
+    return re.sub(escape, character, text)
