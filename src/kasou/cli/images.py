@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def images(json: bool) -> int:
     }
     rows = [
         {"name": name, "what": what, "installed": name in here or name == TINY}
-        | ({"details": here[name].as_json()} if name in here else {})
+        | ({"details": asdict(here[name])} if name in here else {})
         for name, what in known.items()
     ]
     if json:

@@ -58,6 +58,10 @@ def pmp_update(hart: Any) -> None:
         hart.pmp_low[i] = select(off, nothing, low << 2)
         hart.pmp_high[i] = select(off, nothing, high << 2)
         below = address
+    first, second, rest = (any_on(hart, *span) for span in ((0, 4), (4, 8), (8, ENTRIES)))
+    few = select(first != 0, hart.word(4), hart.word(0))
+    some = select(second != 0, hart.word(8), few)
+    hart.pmp_used = select(rest != 0, hart.word(ENTRIES), some)
 
 
 @function()
@@ -69,17 +73,17 @@ def pmp_check(hart: Any, pa: Any, size: Any, access: Any, priv: Any) -> Any:
     nothing, but on a hart that starts below the board's monitor nobody is held back.
     (Priv. 3.7.1.2 'Locking and Privilege Mode', 3.7.1.3 'Priority and Matching Logic')
 
-    Every step of a page walk asks, and few guests use many entries: so groups that are all off are
-    left out. `decide` with all sixteen says the same.
+    Every step of a page walk asks, and few guests use many entries: so the highest ones that are
+    off are left out. `decide` with all sixteen says the same.
     """
-    first, second, rest = (any_on(hart, *span) for span in ((0, 4), (4, 8), (8, ENTRIES)))
-    if rest != 0:
-        return decide(hart, ENTRIES, pa, size, access, priv)
-    if second != 0:
-        return decide(hart, 8, pa, size, access, priv)
-    if first != 0:
+    used = hart.pmp_used
+    if used == 0:
+        return decide(hart, 0, pa, size, access, priv)
+    if used == 4:
         return decide(hart, 4, pa, size, access, priv)
-    return decide(hart, 0, pa, size, access, priv)
+    if used == 8:
+        return decide(hart, 8, pa, size, access, priv)
+    return decide(hart, ENTRIES, pa, size, access, priv)
 
 
 def any_on(hart: Any, start: int, stop: int) -> Any:

@@ -39,6 +39,7 @@ _TABLE = (
     ("pmpcfg", 16, "one configuration byte an entry"), ("pmpaddr", 16, "as written"),
     ("pmp_low", 16, "derived: first gpa of the entry's range"),
     ("pmp_high", 16, "derived: last gpa of the range plus 1; 0 when the entry is off"),
+    ("pmp_used", 1, "derived: how many entries there are to look at: 0, 4, 8 or 16"),
     ("minstret_base", 1, "minstret minus instructions run"),
     ("mcycle_base", 1, "mcycle minus instructions run"),
     ("line_msip", 1, "interrupt lines, 0 or 1, written by their device only"),

@@ -112,7 +112,7 @@ def place(
     ram_base: int = RAM_BASE,
 ) -> BootPlan:
     """As `plan`, with the files' contents at hand."""
-    layout = _Layout(ram_base, ram_bytes)
+    layout = _Layout(ram_base, ram_bytes, 0 if initrd is None else len(initrd[1]) + PAGE)
     if bios is Bios.NONE:
         if kernel is None:
             raise ConfigError("--bios none needs a program: --kernel FILE (ELF or flat binary)")
@@ -165,10 +165,14 @@ def _program(name: str, data: bytes, ram_base: int) -> ElfImage:
 
 @dataclass(slots=True)
 class _Layout:
-    """RAM being handed out. What has been taken is kept, so that nothing overlaps."""
+    """RAM being handed out. What has been taken is kept, so that nothing overlaps.
+
+    `to_come` is what the initrd will need, so that advice on memory counts it.
+    """
 
     ram_base: int
     ram_bytes: int
+    to_come: int
     loads: list[tuple[int, bytes]] = field(default_factory=list)
     zeroes: list[tuple[int, int]] = field(default_factory=list)
     taken: list[tuple[int, int, str]] = field(default_factory=list)
@@ -227,7 +231,7 @@ class _Layout:
         if gpa < below:
             if top < self.tail:
                 raise ConfigError(f"{name}: {_mib(len(data))}, more than fits below {top:#x}")
-            self._too_small(below + len(data) + PAGE, name)
+            self._too_small(below, name)
         self._take(gpa, len(data), name)
         self._load(gpa, data)
         return gpa, gpa + len(data)
@@ -271,8 +275,9 @@ class _Layout:
         self.taken.append((gpa, end, name))
 
     def _too_small(self, end: int, name: str) -> NoReturn:
-        """`end` is the gpa behind all that is known to be needed, the tail left out."""
-        needed = -(-(end - self.ram_base + 2 * self.tail_bytes) // MIB)
+        """`end` is the gpa behind all that is placed; initrd and device tree come on top."""
+        used = end - self.ram_base + self.to_come
+        needed = -(-(used + (MIB if used < 12 * MIB else 4 * MIB)) // MIB)
         if needed > 1 << 20:
             raise ConfigError(f"{name}: reaches up to {end:#x}, which no memory size can hold")
         raise ConfigError(
