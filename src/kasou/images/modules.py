@@ -8,7 +8,7 @@ them there needs no index, and works on the union of several packages.
 import io
 import lzma
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from elftools.common.exceptions import ELFError
@@ -19,9 +19,10 @@ from kasou.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One `.ko` file, uncompressed, and what its `.modinfo` says."""
+    """One module: its file as `file` (`ext4.ko.xz`), and what its `.modinfo` says."""
 
     name: str
+    file: str
     data: bytes
     depends: tuple[str, ...]
     aliases: tuple[str, ...]
@@ -35,9 +36,8 @@ def module_name(path: str) -> str:
 def read_module(path: str, data: bytes) -> Module:
     """The module in a `.ko` or `.ko.xz` file. Raises `ConfigError` when it is neither."""
     try:
-        if path.endswith(".xz"):
-            data = lzma.decompress(data)
-        section = ELFFile(io.BytesIO(data)).get_section_by_name(".modinfo")
+        plain = lzma.decompress(data) if path.endswith(".xz") else data
+        section = ELFFile(io.BytesIO(plain)).get_section_by_name(".modinfo")
         modinfo = section.data() if section else b""
     except (lzma.LZMAError, ELFError, EOFError) as error:
         raise ConfigError(f"{path}: not a kernel module ({error})") from None
@@ -49,7 +49,17 @@ def read_module(path: str, data: bytes) -> Module:
         for name in value.removeprefix("pre:").partition("post:")[0].replace(",", " ").split()
     ]
     aliases = tuple(value for key, value in pairs if key == "alias")
-    return Module(module_name(path), data, tuple(dict.fromkeys(depends)), aliases)
+    name = module_name(path)
+    file = f"{name}.ko.xz" if path.endswith(".xz") else f"{name}.ko"
+    return Module(name, file, data, tuple(dict.fromkeys(depends)), aliases)
+
+
+def unpacked(module: Module) -> Module:
+    """The module with its file uncompressed: larger, and quicker to load."""
+    if not module.file.endswith(".xz"):
+        return module
+    data = lzma.decompress(module.data)
+    return replace(module, file=module.file.removesuffix(".xz"), data=data)
 
 
 def resolve(files: Mapping[str, bytes], wanted: Iterable[str]) -> list[Module]:
@@ -89,7 +99,8 @@ def index_dep(modules: Iterable[Module]) -> str:
         return list(found)
 
     return "".join(
-        f"{name}.ko:{''.join(f' {needed}.ko' for needed in needs(name))}\n" for name in by_name
+        f"{module.file}:{''.join(f' {by_name[name].file}' for name in needs(module.name))}\n"
+        for module in by_name.values()
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kasou.guest.initramfs import Entry, Initramfs
-from kasou.images.modules import Module, index_alias, index_dep
+from kasou.images.modules import Module, index_alias, index_dep, unpacked
 
 INIT = """\
 #!/bin/sh
@@ -84,7 +84,7 @@ class Userland:
     """What goes into the root file system.
 
     `binaries` holds `usr/bin/busybox` and whatever that needs to run; `applets` are the names it
-    answers to; of `modules` those named in `at_boot` are loaded by `/init`, in this order.
+    answers to; of `modules` those named in `at_boot` are loaded by `/init`, in this order, and stored unpacked.
     """
 
     binaries: Sequence[Entry]
@@ -143,7 +143,11 @@ def _link_applets(root: Initramfs, applets: Sequence[str]) -> None:
 def _install_modules(root: Initramfs, userland: Userland) -> None:
     directory = f"usr/lib/modules/{userland.release}"
     root.directory(directory)
-    for module in userland.modules:
-        root.file(f"{directory}/{module.name}.ko", module.data)
-    root.file(f"{directory}/modules.dep", index_dep(userland.modules).encode())
-    root.file(f"{directory}/modules.alias", index_alias(userland.modules).encode())
+    modules = [
+        unpacked(module) if module.name in userland.at_boot else module
+        for module in userland.modules
+    ]
+    for module in modules:
+        root.file(f"{directory}/{module.file}", module.data)
+    root.file(f"{directory}/modules.dep", index_dep(modules).encode())
+    root.file(f"{directory}/modules.alias", index_alias(modules).encode())

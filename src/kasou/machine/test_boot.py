@@ -1,3 +1,4 @@
+import itertools
 import struct
 
 import pytest
@@ -24,7 +25,7 @@ def spans(plan: BootPlan) -> list[tuple[int, int]]:
 def test_nothing_overlaps_or_leaves_ram(mib: int, bios: Bios | tuple[str, bytes]) -> None:
     plan = place(ram_bytes=mib * MIB, device_tree=tree, kernel=KERNEL, initrd=INITRD, bios=bios)
     regions = spans(plan)
-    assert all(a[1] <= b[0] for a, b in zip(regions, regions[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(regions))
     assert regions[0][0] >= 0x8000_0000
     assert regions[-1][1] <= 0x8000_0000 + mib * MIB
     assert plan.initrd_range is not None
