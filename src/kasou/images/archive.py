@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from debian.arfile import ArError
 from debian.deb822 import Deb822
 from debian.debfile import DebError, DebFile
 
@@ -232,6 +233,14 @@ def read_deb(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                     file = tar.extractfile(member)
                     assert file is not None, "a regular file has content"
                     found[name] = file.read()
-    except (DebError, tarfile.TarError, lzma.LZMAError, OSError, EOFError, ValueError) as error:
+    except (
+        ArError,
+        DebError,
+        tarfile.TarError,
+        lzma.LZMAError,
+        OSError,
+        EOFError,
+        ValueError,
+    ) as error:
         raise HostError(f"{path}: not a Debian package that can be read ({error})") from None
     return found

@@ -44,7 +44,7 @@ def fetch(
     sha256: str,
     size: int,
     report: Report | None = None,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] | None = None,
 ) -> Path:
     """Bring `url` to `target`, `size` bytes with this hash, and return `target`.
 
@@ -60,7 +60,7 @@ def fetch(
             return target
         for attempt in range(ATTEMPTS):
             if attempt:
-                sleep(2.0 ** (attempt - 1))
+                (sleep or time.sleep)(2.0 ** (attempt - 1))
             problem = _go_on(url, part, size, target.name, report)
             if problem:
                 continue
