@@ -3,18 +3,10 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+if TYPE_CHECKING:  # rich is imported when there is a bar to draw: a start from the cache has none
+    from rich.progress import Progress, TaskID
 
 PATIENCE_SECONDS = 2.0
 
@@ -55,10 +47,8 @@ class TerminalReport:
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._now = now
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
+        self._bar: tuple[Progress, TaskID] | None = None
         self._label = ""
         self._since = 0.0
 
@@ -71,33 +61,48 @@ class TerminalReport:
     def step(self, text: str) -> None:
         """A line saying what is being done."""
         self._stop()
-        self._console.print(f"kasou: {text}", markup=False)
+        print(f"kasou: {text}", file=sys.stderr)
 
     def warn(self, text: str) -> None:
         """A line that begins with `warning`."""
         self._stop()
-        self._console.print(f"kasou: warning: {text}", markup=False)
+        print(f"kasou: warning: {text}", file=sys.stderr)
 
     def advance(self, label: str, done: int, total: int) -> None:
         """Move the bar, which appears when a download has lasted for two seconds."""
         if label != self._label:
             self._stop()
             self._label, self._since = label, self._now()
-        if self._progress is None:
+        if self._bar is None:
             if done >= total or self._now() - self._since < PATIENCE_SECONDS:
                 return
-            if not self._console.is_terminal:
+            if not sys.stderr.isatty():
                 return
-            self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-                TransferSpeedColumn(), TimeRemainingColumn(),
-                console=self._console, transient=True,
-            )  # fmt: skip
-            self._task = self._progress.add_task(label, total=total)
-            self._progress.start()
-        self._progress.update(self._task, completed=done, total=total)
+            self._bar = _bar(label, total)
+        progress, task = self._bar
+        progress.update(task, completed=done, total=total)
 
     def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress, self._label = None, ""
+        if self._bar is not None:
+            self._bar[0].stop()
+        self._bar, self._label = None, ""
+
+
+def _bar(label: str, total: int) -> "tuple[Progress, TaskID]":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+        TransferSpeedColumn(), TimeRemainingColumn(),
+        console=Console(file=sys.stderr), transient=True,
+    )  # fmt: skip
+    progress.start()
+    return progress, progress.add_task(label, total=total)
