@@ -325,6 +325,10 @@ REGISTERS: tuple[Csr, ...] = (
     constant(0xF13, "mimpid", "no version", 0),
     Csr(0xF14, "mhartid", "number of the hart", lambda h: h.hartid, None),
     constant(0xF15, "mconfigptr", "no configuration structure", 0),
+    constant(0x7A0, "tselect", "debug trigger: none is there, as tdata1 = 0 tells (Sdtrig 5.7)", 0),
+    constant(0x7A1, "tdata1", "type 0: no trigger", 0),
+    constant(0x7A2, "tdata2", "", 0),
+    constant(0x7A3, "tdata3", "", 0),
 )
 ZEROS = (
     Zeros(0xC03, 29, "hpmcounter", 3),
