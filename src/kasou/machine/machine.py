@@ -34,8 +34,8 @@ ISA_EXTENSIONS = (
 )  # fmt: skip
 TURN = 20_000
 """Instructions a hart runs before the next one's turn, with one thread for all."""
-HTIF_SLICE = 500_000
-"""Instructions between looks at `tohost`."""
+HTIF_SLICE = {"interpreter": 500_000, "reference": 2_000}
+"""Instructions between looks at `tohost`: some milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,7 +446,7 @@ class Machine:
                 core.wake.wait()
                 core.wake.clear()
                 continue
-            until = limit if self._htif is None else min(limit, core.count + HTIF_SLICE)
+            until = limit if self._htif is None else min(limit, core.count + HTIF_SLICE[self.config.engine])
             reason = core.run(until)
             if reason == Exit.WFI:
                 self._sleep(core)
@@ -485,7 +485,7 @@ class Machine:
                 if core.asleep and not core.sees_interrupt():
                     continue
                 core.asleep = False
-                turn = HTIF_SLICE if alone else TURN
+                turn = HTIF_SLICE[self.config.engine] if alone else TURN
                 core.block.set("attention", NEVER)
                 reason = core.run(min(limit, core.count + turn))
                 core.asleep = reason == Exit.WFI
