@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,16 +94,10 @@ class Session:
 def boot(debian: DefaultGuest) -> Callable[..., Session]:
     """Boot Debian to its prompt with a configuration's fields."""
 
-    def start(**fields: object) -> Session:
+    def start(**fields: Any) -> Session:
         append = f"{debian.append} {fields.pop('append', '')}".strip()
-        session = Session(
-            MachineConfig(
-                kernel=debian.kernel,
-                initrd=debian.initrd,
-                append=append,
-                **fields,  # type: ignore[arg-type]
-            )  # fmt: skip
-        )
+        files: dict[str, Any] = {"kernel": debian.kernel, "initrd": debian.initrd}
+        session = Session(MachineConfig(append=append, **files, **fields))
         session.start()
         session.wait_for(PROMPT)
         return session

@@ -414,12 +414,14 @@ class HandlerHart(StagedHart):
     @property
     def next_pc(self) -> StagedWord:
         """Address of the next instruction in memory."""
-        return self.pc + self.length
+        following: StagedWord = self.pc + self.length
+        return following
 
     def slot(self) -> StagedWord:
         """This record's slot times 16."""
         t = self.tracer
-        return StagedWord(t, t.emit("ptrtoint ptr %op to i64")) - self.ops_base  # type: ignore[no-any-return]
+        at = StagedWord(t, t.emit("ptrtoint ptr %op to i64"))
+        return at - self.load_cell("ops_base")
 
     def left(self) -> StagedWord:
         """Instructions left before this one."""

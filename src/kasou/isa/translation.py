@@ -121,10 +121,8 @@ def walk(
             (pbmt != 0) & (((hart.menvcfg & PBMTE) == 0) | (pbmt == PBMT))  # 'Svpbmt'
         )
         broken = broken | (missing & ((hart.menvcfg & ADUE) == 0))  # step 9, 'Svade'
-        if level == 0:
-            broken = broken | (((pte & N) != 0) & ((ppn & 15) != 8))  # 'Svnapot'
-        else:
-            broken = broken | ((pte & N) != 0)
+        napot = (pte & N) != 0
+        broken = broken | (napot & ((ppn & 15) != 8) if level == 0 else napot)  # 'Svnapot'
         if broken | (permitted(hart, pte, access, priv) == 0):  # steps 5, 6
             raise page_fault(hart, access, va)
         if missing:  # step 9, 'Svadu'

@@ -446,7 +446,11 @@ class Machine:
                 core.wake.wait()
                 core.wake.clear()
                 continue
-            until = limit if self._htif is None else min(limit, core.count + HTIF_SLICE[self.config.engine])
+            until = (
+                limit
+                if self._htif is None
+                else min(limit, core.count + HTIF_SLICE[self.config.engine])
+            )
             reason = core.run(until)
             if reason == Exit.WFI:
                 self._sleep(core)

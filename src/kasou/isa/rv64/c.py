@@ -3,7 +3,6 @@
 Reserved encodings do not decode; hints decode and do nothing, as their expansion writes x0 or
 changes nothing. Zcf does not exist on RV64, so the places of c.flw are c.ld's.
 """
-# ruff: noqa: E501
 
 from kasou.isa.encoding import compressed
 

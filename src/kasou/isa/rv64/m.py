@@ -4,7 +4,6 @@ Division never traps: by zero the quotient is all ones and the remainder the div
 negative number by -1 is itself, with remainder 0. Both cases divide by 1 and choose the result,
 so that a text has one path.
 """
-# ruff: noqa: E501
 
 from __future__ import annotations
 

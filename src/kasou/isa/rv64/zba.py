@@ -1,5 +1,4 @@
 """Zba: address generation. (Unpriv. "B", Zba)"""
-# ruff: noqa: E501
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 """Zbb: basic bit manipulation. (Unpriv. "B", Zbb)"""
-# ruff: noqa: E501
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 """Zicond: integer conditional operations. (Unpriv. "Zicond")"""
-# ruff: noqa: E501
 
 from kasou.isa.rv64.i import alu
 from kasou.isa.word import select
