@@ -82,8 +82,10 @@ def test_counted_time_repeats_a_run(debian: DefaultGuest) -> None:
 
 
 def test_first_two_million_instructions_in_lockstep(debian: DefaultGuest) -> None:
-    config = MachineConfig(kernel=debian.kernel, initrd=debian.initrd, append=debian.append)
+    config = MachineConfig(
+        kernel=debian.kernel, initrd=debian.initrd, append=debian.append, max_instructions=2_000_000
+    )
     both = Lockstep(config, lambda _data: None)
-    both.run(2_000_000)
+    both.run()
     assert both.difference is None, both.difference.report()
     assert both.steps == 2_000_000

@@ -15,6 +15,7 @@ from kasou.control.terminal import Terminal
 from kasou.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
+    from kasou.machine.lockstep import Lockstep
     from kasou.machine.machine import Machine, MachineConfig, Outcome
 
 ENGINES = ("interpreter", "reference")
@@ -31,7 +32,7 @@ def execute(options: RunOptions) -> int:
     config = configure(options)
     from kasou.machine.machine import Machine
 
-    machine: Machine | None = None
+    machine: Machine | Lockstep | None = None
 
     def resized(columns: int, rows: int) -> None:
         resize = getattr(machine, "console_resized", None)
@@ -39,11 +40,22 @@ def execute(options: RunOptions) -> int:
             resize(columns, rows)
 
     terminal = Terminal(resized=resized)
-    machine = Machine(config, console_output=terminal.write)
+    if options.lockstep:
+        from kasou.machine.lockstep import Lockstep
+
+        machine = Lockstep(config, console_output=terminal.write)
+    else:
+        machine = Machine(config, console_output=terminal.write)
     if terminal.is_tty:
         print("kasou: Ctrl-] three times within a second ends the machine", file=sys.stderr)
     started = time.monotonic()
     outcome = run_on(machine, terminal, options.timeout)
+    if isinstance(machine, Machine):
+        pass
+    elif machine.difference is not None:
+        print(machine.difference.report(), file=sys.stderr)
+    else:
+        print(f"kasou: the engines agree on all of {machine.steps} instructions", file=sys.stderr)
     if options.json:
         report(machine, outcome, terminal, time.monotonic() - started)
     return exit_code(outcome, terminal, options)
@@ -102,7 +114,6 @@ def configure(options: RunOptions) -> MachineConfig:
         initrd=initrd,
         append=append,
         drives=drives,
-        lockstep=options.lockstep,
         reboot=not options.no_reboot,
         max_instructions=options.max_instructions,
     )
@@ -120,7 +131,9 @@ def existing(option: str, name: str) -> Path:
     return path
 
 
-def run_on(machine: Machine, terminal: Terminal, timeout: float | None) -> Outcome | None:
+def run_on(
+    machine: Machine | Lockstep, terminal: Terminal, timeout: float | None
+) -> Outcome | None:
     """Run the machine beside the terminal's loop; None if it was ended from this side."""
     outcomes: list[Outcome] = []
     problems: list[BaseException] = []
@@ -173,7 +186,9 @@ def exit_code(outcome: Outcome | None, terminal: Terminal, options: RunOptions) 
     return outcome.code & 0xFF or 1
 
 
-def report(machine: Machine, outcome: Outcome | None, terminal: Terminal, seconds: float) -> None:
+def report(
+    machine: Machine | Lockstep, outcome: Outcome | None, terminal: Terminal, seconds: float
+) -> None:
     """Print how it ended, as one line of JSON, on standard error: stdout is the guest's."""
     import json
 

@@ -161,11 +161,11 @@ def test_configuration(board: Board, tmp_path: Path, capfd: pytest.CaptureFixtur
     kernel = tmp_path / "k"
     kernel.write_bytes(b"")
     line = f"--kernel {kernel} --initrd {kernel} --memory 1G --smp 2 --drive {kernel},ro"
-    line += " --bios none --clock icount --seed 5 --lockstep --no-reboot --json --append a=b"
+    line += " --bios none --clock icount --seed 5 --no-reboot --json --append a=b"
     assert command("run", *line.split()) == 0
     assert board.config == types.SimpleNamespace(
         memory=1 << 30, harts=2, engine="interpreter", clock="icount", seed=5, bios="none",
-        kernel=kernel, initrd=kernel, append="a=b", drives=(Drive(kernel, True),), lockstep=True,
+        kernel=kernel, initrd=kernel, append="a=b", drives=(Drive(kernel, True),),
         reboot=False, max_instructions=None,
     )  # fmt: skip
     out, error = capfd.readouterr()

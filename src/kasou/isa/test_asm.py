@@ -236,10 +236,11 @@ def test_noise_is_refused_or_assembled(text: str) -> None:
 # Against binutils --------------------------------------------------------------------------------
 
 
-def objdump(path: Path) -> dict[int, str]:
+def objdump(path: Path, aliases: bool = False) -> dict[int, str]:
     """The instructions of an object, or of a raw file, by address."""
     raw = ["-D", "-b", "binary", "-m", "riscv:rv64"] if path.suffix == ".bin" else ["-d"]
-    command = [str(OBJDUMP), *raw, "-M", "no-aliases", f"--adjust-vma={PC:#x}", str(path)]
+    raw += [] if aliases else ["-M", "no-aliases"]
+    command = [str(OBJDUMP), *raw, f"--adjust-vma={PC:#x}", str(path)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.findall(r"^ *([0-9a-f]+):\t[0-9a-f]+ +\t(.*)$", output, re.MULTILINE)
     targets = re.compile(r"([0-9a-f]+) <.*>$")  # hexadecimal without a prefix
@@ -268,6 +269,23 @@ def test_disassembly_of_every_halfword(tmp_path: Path) -> None:
             hints = {"c.nop": "c.addi", "c.slli": "c.slli64", "c.srli": "c.srli64"}
             known = {**hints, "c.srai": "c.srai64", ".half": "c.unimp"}
             assert known.get(ours.split()[0]) == other.split()[0] or code == 0x6101, (ours, other)
+
+
+@needs_binutils
+def test_expansion_of_every_halfword(tmp_path: Path) -> None:
+    """With aliases binutils shows a compressed instruction as what it stands for."""
+    codes = [code for code in range(1 << 16) if code & 3 != 3 and decode(code)]
+    expanded = [encode(d.base.name, **d.operands) for code in codes if (d := decode(code))]
+    (tmp_path / "short.bin").write_bytes(b"".join(packed([code, 1]) for code in codes))
+    (tmp_path / "long.bin").write_bytes(packed(expanded))
+    short, long = (objdump(tmp_path / f"{n}.bin", aliases=True) for n in ("short", "long"))
+    unlike = set()
+    for i, code in enumerate(codes):
+        one, other = normal(short[PC + 4 * i]), normal(long[PC + 4 * i])
+        if one != other and not one.startswith("c."):  # hints keep their names
+            unlike.add((disassemble(code).split()[0], one.split(" ")[0], other.split(" ")[0]))
+    # The long `mv` is addi, so c.mv (an add) is none, and c.addi of 0 (a hint) is one.
+    assert unlike == {("c.mv", "mv", "add"), ("c.addi", "add", "mv")}
 
 
 @needs_binutils

@@ -7,18 +7,22 @@ first difference in any architectural cell ends the run with a report and a read
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kasou.engine.hart_state import Exit
+from kasou.errors import ConfigError
 from kasou.isa.state import CELLS
-from kasou.machine.core import Core
+from kasou.machine.core import NEVER, Core
 from kasou.machine.machine import Machine, MachineConfig, Outcome
 
 IGNORED = frozenset(("trap_cause", "trap_tval"))
 """Cells that only functions of one engine use."""
 DIGEST_EVERY = 250_000
 """Steps between comparisons of all RAM."""
+CHUNK = 10_000
+"""Steps between looks at the clock."""
 _COMPARED = [c for c in CELLS.values() if c.name not in IGNORED]
 _WORDS = [
     (c.name, i, c.offset // 8 + i)
@@ -62,12 +66,15 @@ class Lockstep:
     """Two machines from one configuration, run together."""
 
     def __init__(self, config: MachineConfig, console_output: Callable[[bytes], None]) -> None:
-        same = replace(config, clock="icount", lockstep=False, reboot=False, seed=config.seed or 0)
         if config.harts != 1:
-            same = replace(same, harts=1)
+            raise ConfigError(f"--lockstep compares one hart, not {config.harts}: --smp 1")
+        same = replace(
+            config, clock="icount", reboot=False, seed=config.seed or 0, max_instructions=None
+        )
         self.fast = Machine(replace(same, engine="interpreter"), console_output)
         self.slow = Machine(replace(same, engine="reference"), lambda _data: None)
         self.steps = 0
+        self.limit = config.max_instructions or NEVER
         self.difference: Difference | None = None
 
     def console_input(self, data: bytes) -> None:
@@ -79,8 +86,22 @@ class Lockstep:
         """End the run; from any thread."""
         self.fast.stop()
 
-    def run(self, limit: int) -> Outcome:
-        """Run until they differ (`difference` says how), the guest ends, or `limit` steps."""
+    def statistics(self) -> dict[str, object]:
+        """Steps so far, and whether the engines still agree."""
+        return {"steps": self.steps, "agree": self.difference is None}
+
+    def run(self, timeout: float | None = None) -> Outcome:
+        """Run until they differ (`difference` says how), the guest ends, or `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            outcome = self.run_steps(min(self.limit, self.steps + CHUNK))
+            if outcome.kind != "budget" or self.steps >= self.limit:
+                return outcome
+            if end is not None and time.monotonic() > end:
+                return Outcome("timeout")
+
+    def run_steps(self, limit: int) -> Outcome:
+        """Run until step `limit`; "budget" when it is reached."""
         fast, slow = self.fast.cores[0], self.slow.cores[0]
         a, b = fast.block.words, slow.block.words
         size = max(at for _, _, at in _WORDS) + 1
@@ -101,9 +122,8 @@ class Lockstep:
             ):
                 self.difference = Difference(self.steps, pc, self._bits(), {}, (("RAM", 0, 0),))
                 return Outcome("exit", 1)
-            outcome = self.fast._outcome
-            if outcome is not None:
-                return outcome
+            if self.fast.outcome is not None:
+                return self.fast.outcome
         return Outcome("budget")
 
     def _differs(self, mine: list[int], its: list[int], before: list[int], pc: int) -> bool:

@@ -60,7 +60,6 @@ class MachineConfig:
     initrd: Path | None = None
     append: str = ""
     drives: tuple[Drive, ...] = ()
-    lockstep: bool = False
     reboot: bool = True
     max_instructions: int | None = None
 
@@ -360,6 +359,11 @@ class Machine:
         """Bytes typed at the console; from any thread."""
         with self.lock:
             self.board.uart.receive(data)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the guest ended, once it has."""
+        return self._outcome
 
     def stop(self) -> None:
         """End the run; from any thread."""
