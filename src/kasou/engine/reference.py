@@ -118,12 +118,21 @@ _DECODED: dict[int, Decoded | None] = {}
 
 
 class ReferenceHart:
-    """One hart. `block` is an array of SIZE // 8 or more 64-bit cells; by default its own."""
+    """One hart. `block` is an array of SIZE // 8 or more 64-bit cells; by default its own.
+
+    By default every access walks the page tables. With `remember` a translation is walked once
+    until a fence or a change of mode, as the architecture allows: whole machines need the speed.
+    """
 
     staged = False
 
     def __init__(
-        self, memory: PhysicalMemory, bus: DeviceBus, clock: Clock, block: Any = None
+        self,
+        memory: PhysicalMemory,
+        bus: DeviceBus,
+        clock: Clock,
+        block: Any = None,
+        remember: bool = False,
     ) -> None:
         self.words: Any = [0] * (SIZE // 8) if block is None else block
         self.memory, self.bus, self.clock = memory, bus, clock
@@ -134,6 +143,7 @@ class ReferenceHart:
         self.walk_size, self.walk_whole = Word(PAGE), Word(0)
         self._next = self._length = 0
         self._waits = False
+        self._remembered: dict[tuple[int, int, int], int] | None = {} if remember else None
         for cell in CELLS.values():
             if cell.count > 1:
                 setattr(self, cell.name, CellView(self.words, cell))
@@ -216,7 +226,7 @@ class ReferenceHart:
         return _DECODED[bits]
 
     def _fetch_half(self, va: Word) -> int:
-        pa = checked_translate(self, va, Word(FETCH), Word(2), self.priv)
+        pa = self._translate(va, FETCH, 2, self.priv)
         if not self.memory.holds(int(pa), 2):
             raise access_fault(self, Word(FETCH), va)
         self._pc_pa = pa
@@ -269,10 +279,10 @@ class ReferenceHart:
         self._waits = True
 
     def nothing(self, *_: Any) -> None:
-        """There is nothing cached, delayed or reordered here."""
+        """Nothing is delayed or reordered here."""
 
     wait_reserved = fence = fence_i = end_block = nothing
-    interrupts_changed = translation_changed = flush_translations = nothing
+    interrupts_changed = nothing
 
     # ---- physical memory, for the walk
     def is_ram(self, pa: Any, size: int) -> bool:
@@ -288,6 +298,27 @@ class ReferenceHart:
         return self.memory.compare_and_swap(int(pa), 8, int(old), int(new))
 
     # ---- virtual memory
+    def _translate(self, va: Word, access: int, size: int, priv: Word) -> Word:
+        """`checked_translate`, or what it said before where translations are remembered."""
+        if self._remembered is None:
+            return checked_translate(self, va, Word(access), Word(size), priv)  # type: ignore[no-any-return]
+        key = (va.value >> 12, access, priv.value)
+        page = self._remembered.get(key)
+        if page is not None:
+            self.walk_whole = Word(1)
+            return Word(page | va.value & (PAGE - 1))
+        pa = checked_translate(self, va, Word(access), Word(size), priv)
+        if self.walk_whole == 1:
+            self._remembered[key] = pa.value & ~(PAGE - 1)
+        return pa  # type: ignore[no-any-return]
+
+    def _forget(self, *_: Any) -> None:
+        """A fence, or another mode or address space: translations are walked anew."""
+        if self._remembered is not None:
+            self._remembered.clear()
+
+    translation_changed = flush_translations = _forget
+
     def _reach(self, va: Any, size: int, access: int) -> list[tuple[int, int]]:
         """The (gpa, bytes) of an access, one or two, after all checks but the device's own."""
         va, kind, priv = Word(int(va)), Word(access), data_privilege(self)
@@ -295,7 +326,7 @@ class ReferenceHart:
         parts = []
         for at, n in ((va, first), (va + first, size - first)):
             if n:
-                parts.append((int(checked_translate(self, at, kind, Word(n), priv)), n))
+                parts.append((int(self._translate(at, access, n, priv)), n))
         for (pa, n), at in zip(parts, (va, va + first), strict=False):
             if not self.memory.holds(pa, n) and (n < size or pa % size):
                 raise access_fault(self, kind, at)

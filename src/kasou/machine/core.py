@@ -206,13 +206,16 @@ class ReferenceCore(Core):
         from kasou.engine.reference import ReferenceHart
 
         self.block = HartBlock()
-        self.hart = ReferenceHart(memory, _Bus(host), self, self.block.words)
+        self.hart = ReferenceHart(memory, _Bus(host), self, self.block.words, remember=True)
         self.hart.reset(0, index)
         self.block.set("mstatus", 0xA00000000)
 
     @property
     def count(self) -> int:
         return self.hart.instructions
+
+    def flush(self) -> None:
+        self.hart.flush_translations()
 
     def run(self, until: int) -> Exit:
         hart, block = self.hart, self.block
