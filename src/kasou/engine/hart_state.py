@@ -97,8 +97,7 @@ class HartBlock:
         self._map = mmap.mmap(-1, BLOCK_SIZE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.words = (ctypes.c_uint64 * (BLOCK_SIZE // 8)).from_buffer(self._map)
-        for i in range(BANKS_OFFSET // 8, BLOCK_SIZE // 8):
-            self.words[i] = (1 << 64) - 1
+        self._map[BANKS_OFFSET:] = b"\xff" * (BLOCK_SIZE - BANKS_OFFSET)
 
     def get(self, name: str, index: int = 0) -> int:
         """A cell's value."""

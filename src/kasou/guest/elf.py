@@ -6,14 +6,18 @@ Whatever is wrong with a file is a `ConfigError` of one line (System V ABI, "Obj
 ELF psABI).
 """
 
+from __future__ import annotations
+
 import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-
-from elftools.elf.elffile import ELFFile
+from typing import TYPE_CHECKING
 
 from kasou.errors import ConfigError
+
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
 
 MAGIC = b"\x7fELF"
 EM_RISCV = 243
@@ -92,6 +96,8 @@ def load_elf(data: bytes, name: str = "ELF") -> ElfImage:
     """The program in `data`. Raises `ConfigError`, naming `name`, when it is not one for us."""
     _check_header(data, name)
     try:
+        from elftools.elf.elffile import ELFFile  # late: most kernels are no ELF files
+
         file = ELFFile(io.BytesIO(data))
         segments = _segments(file, data, name)
         symbols, functions = _symbols(file, name)
