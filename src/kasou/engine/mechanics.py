@@ -79,6 +79,7 @@ def fill(hart: H, va: Any, pa: Any, write: Any) -> None:
     page, host = va & ~0xFFF, hart.ram_address(pa & ~0xFFF)
     number = (pa - hart.ram_base) >> 12
     hart.fills = hart.fills + 1
+    hart.banks_used = hart.banks_used | hart.bank_bit
     if write != 0:
         hart.or_byte(hart.writers_of + number, hart.hart_bit)
         code = hart.has_code + number
@@ -255,7 +256,10 @@ def _forget_bank(hart: Any, bank: Any) -> None:
 def tlb_flush(hart: H) -> None:
     """Drop every entry of every bank."""
     for bank in range(BANKS):
-        _forget_bank(hart, bank_address(hart, bank))
+        base = bank_address(hart, bank)
+        used = hart.banks_used & (1 << bank) != 0
+        hart.when(used, lambda base=base: _forget_bank(hart, base))
+    hart.banks_used = 0
 
 
 @function()
@@ -270,7 +274,8 @@ def tlb_flush_page(hart: H, va: Any) -> None:
             mask = 0 - hart.peek(base + PAGE_SIZES + (i << 3), 8)
             hart.when((hart.peek(entry, 8) ^ va) & mask == 0, lambda: hart.poke(entry, NEVER, 8))
 
-        hart.repeat(2 * TLB_ENTRIES, drop)
+        used = hart.banks_used & (1 << bank) != 0
+        hart.when(used, lambda drop=drop: hart.repeat(2 * TLB_ENTRIES, drop))
     _forget_fetches(hart)
 
 
@@ -286,6 +291,7 @@ def choose_bank(hart: H) -> None:
     key = select(odd, status & 0xE1800 | priv << 32, hart.odd_key)
     address = bank_address(hart, 0) + bank * BANK_SIZE
     hart.tlb_bank = address
+    hart.bank_bit = 1 << bank
     hart.context_dirty = 0
     if key != hart.odd_key:
         hart.odd_key = key
@@ -436,6 +442,7 @@ def locate(hart: H) -> Any:
         raise Trap(Cause.INSTRUCTION_ACCESS, pc)
     ops = ops_of_page(hart, (pa - hart.ram_base) >> 12)
     keep = hart.walk_whole != 0
+    hart.banks_used = hart.banks_used | hart.bank_bit
     hart.poke(entry, select(keep, pc & ~0xFFF, hart.word(NEVER)), 8)
     hart.poke(entry + 8, ops, 8)
     return ops
