@@ -26,7 +26,6 @@ SINGLES = (0, 1 << 31, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC0000
 DOUBLES = (0, 1 << 63, 0x3FF << 52, 0xBFF << 52, 0x7FF << 52, 0xFFF << 52, 0x7FF8 << 48,
            (0x7FF << 52) + 1, 1, (1 << 52) - 1, 1 << 52, (0x7FF << 52) - 1, 0x41E << 52,
            0x43E << 52, 0xC3E << 52, 0x3FE << 52, 0x47EFFFFFE << 28, 0x36A << 52)  # fmt: skip
-SYSTEM = ("wfi", "mret", "sret", "sfence.vma", "sinval.vma")
 
 
 def integer(rng: random.Random) -> int:
@@ -44,7 +43,12 @@ def floating(rng: random.Random) -> int:
     if kind < 0.6:
         return 0xFFFFFFFF << 32 | rng.choice(SINGLES)
     if kind < 0.8:
-        return 0xFFFFFFFF << 32 | rng.getrandbits(1) << 31 | rng.randrange(100, 160) << 23 | rng.getrandbits(23)
+        return (
+            0xFFFFFFFF << 32
+            | rng.getrandbits(1) << 31
+            | rng.randrange(100, 160) << 23
+            | rng.getrandbits(23)
+        )
     if kind < 0.95:
         return rng.getrandbits(1) << 63 | rng.randrange(990, 1090) << 52 | rng.getrandbits(52)
     return rng.getrandbits(64)
@@ -56,7 +60,9 @@ def operands(rng: random.Random, one: Instruction) -> dict[str, int]:
     for name, field in one.fields.items():
         while True:
             if name == "csr":
-                value = rng.choice((0x001, 0x002, 0x003, 0x300, 0x340, 0x341, 0x305, 0x100, 0x7C0, 0xB02))
+                value = rng.choice(
+                    (0x001, 0x002, 0x003, 0x300, 0x340, 0x341, 0x305, 0x100, 0x7C0, 0xB02)
+                )
             else:
                 raw = rng.getrandbits(field.bits) >> field.scale << field.scale
                 value = raw + 8 if field.prime else raw
@@ -105,12 +111,17 @@ def run(pair: Pair, rng: random.Random, one: Instruction) -> str | None:
     if not found:
         return None
     shown = {k: tuple(f"{v:#x}" for v in values) for k, values in found.items()}
-    used = {o: v for o, v in decoded.operands.items()}
-    inputs = {o: hex(state.get(f"{'f' if o[0] == 'f' else 'x'}[{v}]", 0)) for o, v in used.items() if o[:2] in ("rs", "fs")}
+    used = decoded.operands
+    inputs = {
+        o: hex(state.get(f"{'f' if o[0] == 'f' else 'x'}[{v}]", 0))
+        for o, v in used.items()
+        if o[:2] in ("rs", "fs")
+    }
     for memory in pair.memories:
         memory.write(BASE, bytes(0x100))
     pair.memories[0].write(BASE, pair.memories[1].read(BASE, pair.memories[1].size))
-    return f"{word:#010x} {one.name} {used} {inputs} priv {state['priv']} frm {state['frm']} mstatus {state['mstatus']:#x}: {shown}"
+    modes = f"priv {state['priv']} frm {state['frm']} mstatus {state['mstatus']:#x}"
+    return f"{word:#010x} {one.name} {used} {inputs} {modes}: {shown}"
 
 
 def main(seed: int, cases: int, names: list[str]) -> int:
