@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kasou.engine.context import FIELD_AT
+from kasou.engine.handler import FIELD_AT
 from kasou.engine.hart_state import DIST, SLOTS
 from kasou.engine.staging import StagedWord, Tracer, operand
 from kasou.isa.encoding import INSTRUCTIONS, Field, Instruction

@@ -8,19 +8,14 @@ from typing import Any
 import kasou.isa.rv64  # noqa: F401  (fills the table)
 from kasou.engine import mechanics  # noqa: F401  (fills the functions)
 from kasou.engine.context import (
-    CC,
-    FIELD_AT,
-    HOST_OPERATIONS,
     ILLEGAL_TVAL,
     STATUS_OK,
     FunctionHart,
-    HandlerHart,
     Leave,
     Propagate,
-    constrained,
-    emit_float,
 )
 from kasou.engine.decode_tree import base_of, handler_name, write_tree
+from kasou.engine.handler import CC, HandlerHart
 from kasou.engine.hart_state import (
     ALL_CELLS,
     DIST,
@@ -29,12 +24,12 @@ from kasou.engine.hart_state import (
     RECORD,
     SLOTS,
     TICK_NS,
-    Exit,
 )
+from kasou.engine.host_float import HOST_OPERATIONS, constrained, emit_float
 from kasou.engine.staging import DECLARATIONS, StagedWord, Tracer, operand
+from kasou.isa.csr import minstret_after_trap
 from kasou.isa.encoding import INSTRUCTIONS, Instruction
 from kasou.isa.function import FUNCTIONS, arguments
-from kasou.isa.interrupts import take_trap
 from kasou.isa.translation import checked_translate
 from kasou.isa.trap import Cause, Trap
 
@@ -128,7 +123,7 @@ def _resume(hart: HandlerHart) -> None:
     if StagedWord(t, t.emit(f"extractvalue {{i64, i64}} {pair}, 1")) != STATUS_OK:
         hart.store_now("mmio_done", 0)
         hart.store_now("remaining", hart.remaining - 1)
-        hart.store_now("minstret_base", hart.minstret_base - 1)
+        hart.store_now("minstret_base", minstret_after_trap(hart))
         plain_call(hart, "take_trap", hart.trap_cause, hart.trap_tval, hart.load_cell("pc"))
         hart.tail("resume")
         return
@@ -171,7 +166,7 @@ def _trap(hart: HandlerHart) -> None:
     hart.store_now("pc", pc)
     hart.store_now("remaining", hart.left() - 1)
     hart.store_now("mmio_done", 0)
-    hart.store_now("minstret_base", hart.minstret_base - 1)
+    hart.store_now("minstret_base", minstret_after_trap(hart))
     if cause.geu(ILLEGAL_TVAL):
         address = hart.peek(hart.ops_base + (META + 16), 8) + (pc & 0xFFF)
         low = hart.peek(address, 2)
@@ -209,6 +204,9 @@ def _decode(hart: HandlerHart) -> None:
     address = hart.peek(hart.ops_base + (META + 16), 8) + (offset >> 3)
     bits = hart.peek(address, 2)
     if bits & 3 == 3:
+        if offset == (SLOTS - 1) * RECORD:  # written since the page was prepared
+            hart.tail("cross")
+            return
         bits = bits | hart.peek(address + 2, 2) << 16
     _decode_record(hart, "%op", bits, offset >> 4, 0)
     hart.dispatch("%op")
@@ -423,6 +421,3 @@ def write_module(triple: str) -> tuple[str, dict[str, int]]:
     parts += [special(name, body) for name, body in SPECIALS.items()]
     parts += [write_tree(), METADATA]
     return "\n".join(parts), paths
-
-
-__all__ = ["FIELD_AT", "Exit", "take_trap", "write_module"]

@@ -13,6 +13,7 @@ asks them to drop their entries and holds its copy as stale, good until its own 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kasou.engine.context import FunctionHart, Leave
@@ -212,7 +213,7 @@ def atomic_address(hart: H, va: Any, size: Any, access: Any) -> Any:
     if hart.peek(entry, 8) == va & ~0xFFF:
         return hart.peek(entry + 8, 8) + va
     pa = checked_translate(hart, va, write, size, priv)
-    if negate(hart.is_ram(pa, 8)):
+    if negate(hart.is_ram(pa, 1)):
         raise Trap(select(is_load, hart.word(5), hart.word(7)), va)
     if hart.walk_whole != 0:
         fill(hart, va, pa, flag(negate(is_load)))
@@ -258,7 +259,7 @@ def tlb_flush(hart: H) -> None:
     for bank in range(BANKS):
         base = bank_address(hart, bank)
         used = hart.banks_used & (1 << bank) != 0
-        hart.when(used, lambda base=base: _forget_bank(hart, base))
+        hart.when(used, partial(_forget_bank, hart, base))
     hart.banks_used = 0
 
 
@@ -275,7 +276,7 @@ def tlb_flush_page(hart: H, va: Any) -> None:
             hart.when((hart.peek(entry, 8) ^ va) & mask == 0, lambda: hart.poke(entry, NEVER, 8))
 
         used = hart.banks_used & (1 << bank) != 0
-        hart.when(used, lambda drop=drop: hart.repeat(2 * TLB_ENTRIES, drop))
+        hart.when(used, partial(hart.repeat, 2 * TLB_ENTRIES, drop))
     _forget_fetches(hart)
 
 

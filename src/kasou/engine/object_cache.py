@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import platform
-import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +25,8 @@ def _cpu() -> bytes:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
+        import platform
+
         return platform.processor().encode()
     wanted = ("model name", "flags", "Features", "CPU part", "CPU implementer")
     lines = [line for line in text.split("\n\n")[0].splitlines() if line.startswith(wanted)]
@@ -51,16 +51,16 @@ def key() -> str:
         for path in sorted((package / part).rglob("*.py")):
             if not path.name.startswith("test_"):
                 digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    for piece in (_llvmlite(), _cpu(), platform.machine().encode(), bytes([OPTIMIZATION])):
+    for piece in (_llvmlite(), _cpu(), os.uname().machine.encode(), bytes([OPTIMIZATION])):
         digest.update(piece + b"\0")
     return digest.hexdigest()[:32]
 
 
 def build() -> bytes:
     """Compile the interpreter with LLVM."""
-    if platform.machine() != "x86_64":
+    if os.uname().machine != "x86_64":
         raise HostError(
-            f"the interpreter knows x86-64 hosts only, not {platform.machine()}: use --engine reference"
+            f"the interpreter knows x86-64 hosts only, not {os.uname().machine}: use --engine reference"
         )
     import llvmlite.binding as llvm
 
@@ -106,6 +106,8 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, data: bytes) -> None:
     """Replace the file atomically; a cache that cannot be written only costs time."""
+    import tempfile
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for old in path.parent.glob("interpreter-*.o"):

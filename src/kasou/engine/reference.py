@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kasou.engine.memory import PhysicalMemory
 from kasou.errors import BusError
 from kasou.isa import rv64  # noqa: F401  (fills the decoder)
+from kasou.isa.csr import minstret_after_trap
 from kasou.isa.encoding import Decoded, decode, length_of
 from kasou.isa.interrupts import pending_interrupt, take_trap
 from kasou.isa.pmp import pmp_check
@@ -194,7 +195,7 @@ class ReferenceHart:
         except Trap as trap:
             tval = self.bits if trap.tval is None else int(trap.tval)
             take_trap(self, Word(int(trap.cause)), Word(tval), pc)
-            self.minstret_base = self.minstret_base - 1  # it did not retire
+            self.minstret_base = minstret_after_trap(self)
         except Leave as leave:
             self.instructions += 1
             return leave.reason
