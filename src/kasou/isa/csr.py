@@ -137,6 +137,14 @@ def counter(number: int, name: str, base: str, bit: int) -> Csr:
     return Csr(number, name, meaning, read, None if shadow else write)
 
 
+def minstret_after_trap(hart: Any) -> Any:
+    """minstret_base once the current instruction has trapped: it does not retire. (Priv. 3.1.10)
+
+    A base that stands still was not going to count it anyway.
+    """
+    return hart.minstret_base - (((hart.mcountinhibit >> 2) & 1) ^ 1)
+
+
 # Special reads and writes ---------------------------------------------------------------------
 
 

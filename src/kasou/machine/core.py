@@ -168,6 +168,7 @@ class InterpreterCore(Core):
                 return reason
 
     def _access_fault(self) -> None:
+        from kasou.isa.csr import minstret_after_trap
         from kasou.isa.interrupts import take_trap
         from kasou.isa.word import Word
 
@@ -176,7 +177,7 @@ class InterpreterCore(Core):
         take_trap(self.reference, Word(cause), Word(get("mmio_va")), Word(get("pc")))
         self.block.set("context_dirty", 1)
         self.block.set("remaining", get("remaining") - 1)
-        self.block.set("minstret_base", get("minstret_base") - 1)
+        self.block.set("minstret_base", int(minstret_after_trap(self.reference)))
 
     def _step_reference(self) -> None:
         """Run the instruction at pc by the reference model."""

@@ -68,7 +68,7 @@ CLEARED = (
     "mie", "mip", "mideleg", "medeleg", "mtvec", "mscratch", "mepc", "mcause", "mtval",
     "mcounteren", "menvcfg", "stvec", "sscratch", "sepc", "scause", "stval", "scounteren",
     "senvcfg", "satp", "fflags", "frm", "line_msip", "line_meip", "line_seip", "request_ssip",
-    "mmio_done", "pmp_used",
+    "mmio_done", "pmp_used", "mcountinhibit", "minstret_base", "mcycle_base",
 )  # fmt: skip
 """Cells that are 0 when a hart starts."""
 
