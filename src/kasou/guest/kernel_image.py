@@ -9,8 +9,6 @@ vmlinuz.efi  EFI zboot: a PE file that carries a compressed Image
 vmlinux      an ELF file
 """
 
-import bz2
-import lzma
 import struct
 import zlib
 from dataclasses import dataclass
@@ -120,11 +118,17 @@ def _unwrap_zboot(data: bytes, name: str) -> bytes:
 def _decompress(data: bytes, compression: str, name: str) -> bytes:
     """One compressed stream; what follows it is ignored, as the kernel's own loaders do."""
     decompressor: _Decompressor
+    damaged: tuple[type[Exception], ...] = (zlib.error, OSError, ValueError)
     if compression == "gzip":
         decompressor = zlib.decompressobj(31)
     elif compression in ("xz", "xzkern", "lzma"):
+        import lzma
+
         decompressor = lzma.LZMADecompressor()
+        damaged = (*damaged, lzma.LZMAError)
     elif compression == "bzip2":
+        import bz2
+
         decompressor = bz2.BZ2Decompressor()
     else:
         raise ConfigError(
@@ -133,7 +137,7 @@ def _decompress(data: bytes, compression: str, name: str) -> bytes:
         )
     try:
         kernel = decompressor.decompress(data, MAX_BYTES)
-    except (zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+    except damaged as error:
         raise ConfigError(f"{name}: damaged {compression} data ({error})") from None
     if not decompressor.eof:
         why = "unpacks to over 1 GiB" if len(kernel) >= MAX_BYTES else "is truncated"
