@@ -67,6 +67,39 @@ def timed(command: list[str], type_at_prompt: bytes = b"", statistics: bool = Fa
     return Timing(seconds, usage.ru_maxrss * 1024, found)
 
 
+FIRST = """
+import os, sys, time
+started = float(sys.argv.pop(1))
+from kasou.cli import run
+from kasou.cli.main import main
+def timed(*arguments, run_on=run.run_on):
+    from kasou.engine.interpreter import InterpreterHart
+    def execute(hart, *rest, execute=InterpreterHart.execute):
+        os.write(2, b"FIRST %.6f\\n" % (time.monotonic() - started))
+        return execute(hart, *rest)
+    InterpreterHart.execute = execute
+    return run_on(*arguments)
+run.run_on = timed
+main()
+"""
+
+
+def start_warm(bytecode: Path, *options: str) -> float:
+    """Seconds from before the process exists to its first entry into compiled code.
+
+    Python's bytecode is kept in `bytecode`, as an installed package's is, whatever the caller's
+    PYTHONDONTWRITEBYTECODE says: the first call fills it and is not a warm one.
+    """
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(bytecode)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-c", FIRST, repr(time.monotonic()), "run", *options]
+    ended = subprocess.run(
+        [*command, "--max-instructions", "1"],
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return next(float(x[6:]) for x in ended.stderr.splitlines() if x.startswith("FIRST "))
+
+
 def build_cold(home: Path) -> float:
     """Seconds to make the interpreter's object with an empty cache."""
     code = (
