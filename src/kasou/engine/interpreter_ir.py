@@ -19,11 +19,15 @@ from kasou.engine.handler import CC, HandlerHart
 from kasou.engine.hart_state import (
     ALL_CELLS,
     DIST,
+    ENTRY,
+    FETCH_TABLE,
     ICOUNT_PER_TICK,
     META,
     RECORD,
     SLOTS,
     TICK_NS,
+    TLB_ENTRIES,
+    Exit,
 )
 from kasou.engine.host_float import HOST_OPERATIONS, constrained, emit_float
 from kasou.engine.staging import DECLARATIONS, StagedWord, Tracer, operand
@@ -129,6 +133,12 @@ def _resume(hart: HandlerHart) -> None:
         return
     ops = StagedWord(t, t.emit(f"extractvalue {{i64, i64}} {pair}, 0"))
     pc = hart.load_cell("pc")
+    entry = hart.tlb_bank + FETCH_TABLE + ((pc >> 12) & (TLB_ENTRIES - 1)) * ENTRY
+    if hart.peek(entry, 8) != pc & ~0xFFF:  # PMP splits the page: every fetch must be checked
+        hart.store_now("mmio_done", 0)
+        hart.store_now("exit_reason", int(Exit.REFERENCE))
+        t.raw("  ret void")
+        return
     slot = (pc >> 1) & (SLOTS - 1)
     hart.store_now("ops_base", ops)
     hart.store_now("bias", (pc & ~0xFFF) - (ops >> 3))

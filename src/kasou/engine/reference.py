@@ -173,13 +173,13 @@ class ReferenceHart:
         self.mtimecmp = self.stimecmp = self.reservation = NEVER
 
     # ---- running
-    def step(self) -> str | None:
-        """Take an interrupt if one is due, then run one instruction.
+    def step(self, interrupts: bool = True) -> str | None:
+        """Take an interrupt if one is due and `interrupts` is set, then run one instruction.
 
         "wfi": the hart may sleep now (the instruction is done). "ecall": the monitor is to serve
         the ecall at pc, which has been counted. Else None.
         """
-        if self.mie != 0:  # else nothing can be pending and enabled
+        if interrupts and self.mie != 0:  # else nothing can be pending and enabled
             cause = pending_interrupt(self)
             if cause != 0:
                 take_trap(self, cause, Word(0), self.pc)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NEVER = (1 << 64) - 1
 STCE = 1 << 63
+SYSTEM, MISC_MEM = 0x73, 0x0F
+"""Opcodes of what may change how later instructions run: CSRs, returns, fences."""
 
 
 class CoreHost(Protocol):
@@ -163,7 +165,10 @@ class InterpreterCore(Core):
                 if self.block.get("exit_request"):
                     return Exit.REQUEST
             elif reason == Exit.REFERENCE:
-                self._step_reference()
+                if self._step_reference() == "wfi":
+                    return Exit.WFI
+                if self.block.get("exit_request"):
+                    return Exit.REQUEST
             else:
                 return reason
 
@@ -179,15 +184,20 @@ class InterpreterCore(Core):
         self.block.set("remaining", get("remaining") - 1)
         self.block.set("minstret_base", int(minstret_after_trap(self.reference)))
 
-    def _step_reference(self) -> None:
-        """Run the instruction at pc by the reference model."""
-        mie, reference = self.block.get("mie"), self.reference
+    def _step_reference(self) -> str | None:
+        """Run the instruction at pc by the reference model; what its step says."""
+        reference = self.reference
         reference.instructions = self.count
-        self.block.set("mie", 0)  # interrupts are taken at service points only
-        reference.step()
-        self.block.set("mie", mie)
+        said = reference.step(interrupts=False)  # they are taken at service points
         self.block.set("context_dirty", 1)
         self.block.set("remaining", self.block.get("remaining") - 1)
+        opcode = reference.bits & 0x7F
+        if opcode == SYSTEM or (opcode == MISC_MEM and reference.bits >> 12 & 7 == 1):
+            self.flush()  # it may have been any fence or CSR; the model has nothing to forget
+            self.block.set("attention", NEVER)
+        if said == "ecall":
+            self.host.environment_call(self)
+        return said
 
     def flush(self) -> None:
         self.hart.flush_translations()
