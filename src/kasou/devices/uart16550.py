@@ -13,8 +13,8 @@ backlog on the host's side, which refills the FIFO of 16 as the guest empties it
 Where time matters on the real part:
 - The character time-out (data below the trigger level for four character times) is treated as
   having passed at once.
-- After the guest has cleared the receive FIFO nothing arrives before its second look at LSR (a
-  character takes 87 us at 115200 baud); bytes that were cleared unread go back to the backlog. So a
+- After the guest has cleared the receive FIFO nothing arrives before its ninth look at LSR (a
+  character takes 87 us at 115200 baud), or before it enables the receive interrupt; bytes that were cleared unread go back to the backlog. So a
   driver that clears and drains the port while it starts does not eat what was typed ahead.
 
 Source: PC16550D data sheet, section 8 "Registers".
@@ -26,6 +26,10 @@ from enum import IntEnum, IntFlag
 
 from kasou.devices.register import ANY_SIZE, DeviceState, Register, RegisterDevice
 from kasou.ports import ByteSink, IrqLine
+
+QUIET_LOOKS = 8
+"""Looks at LSR after a FIFO clear that find nothing yet: a starting driver looks five times
+(8250_port.c, serial8250_do_startup) and drains the port twice; one that polls looks on."""
 
 
 class IER(IntFlag):
@@ -110,7 +114,7 @@ class UartState(DeviceState):
     backlog: bytes
     thr_empty: bool
     overrun: bool
-    quiet: bool
+    quiet: int
 
 
 class Uart16550(RegisterDevice[UartState]):
@@ -143,7 +147,7 @@ class Uart16550(RegisterDevice[UartState]):
         self._backlog: deque[int] = deque()
         self._thr_empty = False  # the THRE event has not been seen in IIR
         self._overrun = False
-        self._quiet = False
+        self._quiet = 0
         self._level = False
 
     # ------------------------------------------------------------------ host side
@@ -182,7 +186,7 @@ class Uart16550(RegisterDevice[UartState]):
         self.value["IER"] = value & 0x0F
         self._thr_empty = bool(value & IER.THRI)
         if value & _RDI:
-            self._quiet = False
+            self._quiet = 0
             self._refill()
         self._update()
 
@@ -225,7 +229,7 @@ class Uart16550(RegisterDevice[UartState]):
     def read_lsr(self) -> int:
         """Line status; reading acknowledges an overrun."""
         if self._quiet:
-            self._quiet = False
+            self._quiet -= 1
         elif self._backlog:
             self._refill()
         status = _IDLE
@@ -251,7 +255,7 @@ class Uart16550(RegisterDevice[UartState]):
         self.bank = "data"
         self._thr_empty = self._overrun = False
         self._clear_receive()
-        self._quiet = False
+        self._quiet = 0
         self._update()
 
     def save(self) -> UartState:
@@ -284,7 +288,7 @@ class Uart16550(RegisterDevice[UartState]):
         if not self.value["MCR"] & _LOOP:
             self._backlog.extendleft(reversed(self._fifo))
         self._fifo.clear()
-        self._quiet = not self.value["IER"] & _RDI
+        self._quiet = 0 if self.value["IER"] & _RDI else QUIET_LOOKS
         self._refill()
 
     def _refill(self) -> None:
