@@ -14,8 +14,9 @@ Where time matters on the real part:
 - The character time-out (data below the trigger level for four character times) is treated as
   having passed at once.
 - After the guest has cleared the receive FIFO nothing arrives before its ninth look at LSR (a
-  character takes 87 us at 115200 baud), or before it enables the receive interrupt; bytes that were cleared unread go back to the backlog. So a
-  driver that clears and drains the port while it starts does not eat what was typed ahead.
+  character takes 87 us at 115200 baud), or before it enables the receive interrupt; bytes that were
+  cleared unread go back to the backlog. So a driver that clears and drains the port while it starts
+  does not eat what was typed ahead.
 
 Source: PC16550D data sheet, section 8 "Registers".
 """
