@@ -54,7 +54,8 @@ class SharedTables:
         code, generations = self._has_code, self._generations
         for page in range(first, last + 1):
             if code[page]:
-                generations[page] = (generations[page] + 1) & 0xFFFFFFFF
+                # Not atomic: harts add 1 meanwhile. A stride keeps clear of what they reach.
+                generations[page] = (generations[page] + 0x10001) & 0xFFFFFFFF
 
 
 class InterpreterHart:

@@ -122,17 +122,11 @@ def _define_access(size: int) -> None:
 
     def store_crossing(hart: H, va: Any, value: Any) -> None:
         first, pa1, pa2 = split(hart, va, STORE)
-        for pa in (pa1, pa2):
-            number = (pa - hart.ram_base) >> 12
-            code = hart.has_code + number
-
-            def now_stale(number: Any = number, code: Any = code) -> None:
-                hart.add_u32(hart.generation_of + number * 4, 1)
-
-            hart.when(hart.peek(code, 1) != 0, now_stale)
         for i in range(size):
             at = select(first.geu(i + 1), pa1 + i, pa2 + i - first)
             hart.poke(hart.ram_address(at), value >> (8 * i), 1)
+        for pa in (pa1, pa2):  # after the bytes: a copy decoded between would pass for fresh
+            hart.add_u32(hart.generation_of + ((pa - hart.ram_base) >> 12) * 4, 1)
 
     load_crossing = function(traps=True, name=f"load_crossing_{size}")(load_crossing)
     store_crossing = function(traps=True, name=f"store_crossing_{size}")(store_crossing)
@@ -184,9 +178,10 @@ def _define_access(size: int) -> None:
             to_bus(hart, va, pa, 1, value, Cause.STORE_ACCESS)
         if hart.walk_whole != 0:
             fill(hart, va, pa, hart.word(1))
+            hart.poke(hart.ram_address(pa), value, size)
         else:
+            hart.poke(hart.ram_address(pa), value, size)
             hart.add_u32(hart.generation_of + ((pa - hart.ram_base) >> 12) * 4, 1)
-        hart.poke(hart.ram_address(pa), value, size)
 
     function(traps=True, name=f"load_slow_{size}")(load_slow)
     function(traps=True, name=f"store_slow_{size}")(store_slow)
@@ -331,6 +326,10 @@ def give_up_code_writes(hart: H) -> None:
         number = (reaches - hart.ram_hva) >> 12
 
         def look() -> None:
+            # Who asked took this hart's mark away. An entry that stays is marked before has_code
+            # is looked at, so that whoever decodes the page later asks again.
+            hart.or_byte(hart.writers_of + number, hart.hart_bit)
+
             def give_up() -> None:
                 hart.poke(entry, NEVER, 8)
                 hart.add_u32(hart.generation_of + number * 4, 1)
@@ -358,6 +357,8 @@ def make_ops_page(hart: H, number: Any) -> Any:
         reset_arena(hart)
     ops = hart.arena_next
     host = hart.ram_hva + (number << 12)
+    # Read before has_code is set: a writer that sees has_code raises it after this.
+    generation = hart.peek(hart.generation_of + number * 4, 4)
     hart.or_byte(hart.has_code + number, hart.word(1))
     # Whoever marks itself from here on sees has_code; whoever did before is asked to give up.
     writers = hart.exchange_byte(hart.writers_of + number, 0)
@@ -385,7 +386,6 @@ def make_ops_page(hart: H, number: Any) -> Any:
         hart.store_now("slow_value", hart.slow_value | asked)
 
     hart.repeat(hart.hart_count, outstanding)
-    generation = hart.peek(hart.generation_of + number * 4, 4)
     stale = select(hart.slow_value != 0, generation - 1, generation)
     hart.poke(ops + META, stale & 0xFFFFFFFF, 8)
     hart.poke(ops + (META + 8), number, 8)
