@@ -43,3 +43,19 @@ def test_the_comparison_sees_registers_and_memory() -> None:
     pair.cores[0].block.set("x", 1, 7)
     pair.memories[1].write(BASE + 5, b"\1")
     assert pair.differences() == {"x[7]": (1, 0), "RAM": (BASE + 5, 0)}
+
+
+@pytest.mark.parametrize("seed", [int(SEED), pytest.param(int(SEED) + 1000, marks=pytest.mark.slow)])
+def test_random_programs(seed: int) -> None:
+    """Branches, traps, modes and Sv39, compared every 60 instructions."""
+    programs = os.environ.get("KASOU_PROGRAMS", "40" if seed == int(SEED) else "300")
+    ended = subprocess.run(
+        [sys.executable, "-m", "differential.random_programs", str(seed), programs],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    lines = ended.stdout.splitlines()
+    reports = [line for line in lines if line.startswith("difference")]
+    assert not reports, "\n".join(reports)
+    last = lines[-1] if lines else "nothing"
+    assert ended.returncode == 0, f"died at {last}: {ended.stderr[-2000:]}"
+    assert sum(line.startswith("program") for line in lines) == int(programs)
