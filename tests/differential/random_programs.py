@@ -28,7 +28,9 @@ MAPPED = 0x40_0000_0000 - (4 << 20)
 NEVER = (1 << 64) - 1
 SKIP = """
     csrr t6, {m}epc
+    {before}
     lhu t5, (t6)
+    {after}
     andi t5, t5, 3
     addi t5, t5, -3
     seqz t5, t5
@@ -38,6 +40,9 @@ SKIP = """
     csrw {m}epc, t6
     {m}ret
 """
+AS_BEFORE = "li t5, 0x20000\ncsrs mstatus, t5"
+"""M-mode reads the instruction by the translation of whom it interrupted."""
+AS_ITSELF = "li t4, 0x20000\ncsrc mstatus, t4"
 FLOW = (
     "jal",
     "jalr",
@@ -59,7 +64,7 @@ MEMORY = [one for one in POOL if one.fields.keys() & {"rs1"} and one.name.lstrip
 V, R, W, X, U, A, D = 1, 2, 4, 8, 16, 64, 128
 
 
-def one_instruction(rng: random.Random, index: int, count: int) -> bytes:
+def one_instruction(rng: random.Random) -> bytes:
     """A random instruction; a branch goes a few instructions ahead, seldom back."""
     if rng.random() < 0.15:
         name = rng.choice(("beq", "bne", "blt", "bgeu", "jal", "c.beqz", "c.bnez", "c.j"))
@@ -104,19 +109,19 @@ def one_instruction(rng: random.Random, index: int, count: int) -> bytes:
     return encode(one.name, **fields).to_bytes(one.length, "little")
 
 
-def page_tables(rng: random.Random) -> dict[int, int]:
+def page_tables(rng: random.Random, priv: int) -> dict[int, int]:
     """Sv39 entries by gpa: RAM at its own addresses, and again with random rights."""
-    entries = {TABLES + 8 * 2: BASE >> 12 << 10 | V | R | W | X | A | D | rng.choice((0, 0, U))}
+    entries = {TABLES + 8 * 2: BASE >> 12 << 10 | V | R | W | X | A | D}
     entries[TABLES + 8 * (MAPPED >> 30 & 511)] = TABLES + 0x1000 >> 12 << 10 | V
     for half in range(2):
         entries[TABLES + 0x1000 + 8 * (MAPPED >> 21 & 511) + 8 * half] = (
             TABLES + 0x2000 + 0x1000 * half >> 12 << 10 | V
         )
         for page in range(512):
-            flags = V | R | W | X | A | D | U
-            if rng.random() < 0.3:
-                flags ^= rng.choice((V, R, W, X, A, D, U))
+            flags = V | R | W | X | A | D | (U if priv == 0 else 0)
             target = BASE + half * (2 << 20) + page * 4096
+            if rng.random() < 0.3 and target & ~0x1FFF != CODE:
+                flags ^= rng.choice((V, R, W, X, A, D, U))
             entries[TABLES + 0x2000 + 0x1000 * half + 8 * page] = target >> 12 << 10 | flags
     return entries
 
@@ -135,8 +140,8 @@ def state_of(rng: random.Random, priv: int, paging: bool, at: int, shown: int) -
     for i in (8, 9):
         state[f"x[{i}]"] &= ~7
     return state | {
-        "pc": at, "priv": priv, "monitor": 0, "mtvec": BASE + 0x100, "stvec": BASE + 0x200 - BASE + shown,
-        "mstatus": rng.choice((3, 3, 3, 0)) << 13 | rng.choice((0, 1 << 18)) | rng.choice((0, 0, 1 << 19)),
+        "pc": at, "priv": priv, "monitor": 0, "mtvec": BASE + 0x100, "stvec": BASE + 0x200,
+        "mstatus": rng.choice((3, 3, 3, 0)) << 13 | rng.choice((1 << 18, 1 << 18 if priv == 0 else 0)) | rng.choice((0, 0, 1 << 19)),
         "satp": 8 << 60 | TABLES >> 12 if paging else 0, "frm": rng.choice((0, 0, 1, 2, 3, 4)), "fflags": 0,
         "medeleg": rng.choice((0, 0xB3FF)) if priv < 3 else 0, "mideleg": 0, "mie": 0, "mip": 0,
         "menvcfg": rng.choice((0, ENVCFG)) | rng.choice((0, 1 << 61)), "senvcfg": ENVCFG, "mcounteren": 7, "scounteren": 7,
@@ -152,19 +157,21 @@ def prepare(pair: Pair, seed: str) -> None:
     for memory in pair.memories:
         memory.write(BASE, bytes(0x4_0000))
     pair.memories[0].write(BASE, pair.memories[1].read(BASE, SIZE))
-    pair.write(BASE + 0x100, assemble(SKIP.format(m="m"), BASE + 0x100))
-    pair.write(BASE + 0x200, assemble(SKIP.format(m="s"), BASE + 0x200))
+    pair.write(
+        BASE + 0x100, assemble(SKIP.format(m="m", before=AS_BEFORE, after=AS_ITSELF), BASE + 0x100)
+    )
+    pair.write(BASE + 0x200, assemble(SKIP.format(m="s", before="", after=""), BASE + 0x200))
     count = rng.randrange(20, 200)
-    code = b"".join(one_instruction(rng, i, count) for i in range(count))
+    code = b"".join(one_instruction(rng) for i in range(count))
     start = CODE + rng.choice((0, 0, 0x1000 - len(code) // 2 & ~1))  # some cross into the next page
     pair.write(start, code + assemble("1: j 1b", 0))
     pair.write(DATA, rng.randbytes(0x3000))
     priv, paging = rng.choice(
         ((3, False), (3, True), (1, True), (1, True), (0, True), (0, True), (0, False))
     )
-    shown = MAPPED if paging and priv != 3 and rng.random() < 0.8 else BASE
+    shown = MAPPED if paging and (priv == 0 or (priv == 1 and rng.random() < 0.8)) else BASE
     if paging:
-        for gpa, entry in page_tables(rng).items():
+        for gpa, entry in page_tables(rng, priv).items():
             for memory in pair.memories:
                 memory.store(gpa, 8, entry)
     pair.set(state_of(rng, priv, paging, start - BASE + shown, shown))
