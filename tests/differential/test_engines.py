@@ -45,7 +45,9 @@ def test_the_comparison_sees_registers_and_memory() -> None:
     assert pair.differences() == {"x[7]": (1, 0), "RAM": (BASE + 5, 0)}
 
 
-@pytest.mark.parametrize("seed", [int(SEED), pytest.param(int(SEED) + 1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [int(SEED), pytest.param(int(SEED) + 1000, marks=pytest.mark.slow)]
+)
 def test_random_programs(seed: int) -> None:
     """Branches, traps, modes and Sv39, compared every 60 instructions."""
     programs = os.environ.get("KASOU_PROGRAMS", "40" if seed == int(SEED) else "300")

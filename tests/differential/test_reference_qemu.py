@@ -131,9 +131,8 @@ def body(rng: random.Random, extensions: set[str]) -> str:
             one = rng.choice(pool)
             fields = operands(rng, one)
             base = INSTRUCTIONS[one.expands[0]] if one.expands else one
-            if (
-                base.flow
-                or base.name[:2] in ("ld", "lw", "lb", "lh", "sd", "sw", "sb", "sh")
+            if base.flow or (
+                base.name[:2] in ("ld", "lw", "lb", "lh", "sd", "sw", "sb", "sh")
                 and "rs1" in base.fields
                 and "imm" in base.fields
             ):
@@ -191,7 +190,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, bytes
 def test_programs_end_alike(programs: list[tuple[Path, bytes, str]], engine: str) -> None:
     from elftools.elf.elffile import ELFFile
 
-    for number, (path, expected, source) in enumerate(programs):
+    for number, (path, expected, _) in enumerate(programs):
         computer = Computer(engine)
         with path.open("rb") as file:
             elf = ELFFile(file)
