@@ -7,7 +7,11 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """`$KASOU_HOME/cache`, or `kasou` in the XDG cache directory; it need not exist."""
+    """What kasou can make again: `$KASOU_HOME/cache`, or in the XDG cache; it need not exist.
+
+    A relative XDG_CACHE_HOME is ignored, as the XDG Base Directory Specification asks.
+    """
     if home := os.environ.get("KASOU_HOME"):
         return Path(home) / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kasou"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kasou"

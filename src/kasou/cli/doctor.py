@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from kasou.guest.kernels import cache_directory
+from kasou.paths import cache_directory
 
 
 class Finding(NamedTuple):

@@ -339,9 +339,6 @@ define i64 @call_drop_stale_code(ptr %hart) {{
   %r = call {{i64, i64}} @fn_drop_stale_code(ptr %hart)
   ret i64 0
 }}
-define i64 @call_page_end() {{
-  ret i64 ptrtoint (ptr @page_end to i64)
-}}
 """
 
 

@@ -10,7 +10,6 @@ IR is emitted as text: llvmlite's own objects cost 30 times the time.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,7 +64,7 @@ class Tracer:
         return name
 
     def raw(self, line: str) -> None:
-        """A line that defines no value; `@@` in it becomes a number fresh to this line."""
+        """A line that defines no value."""
         node = self.node
         if self.at >= len(node.values):
             node.lines.append(line)
@@ -171,9 +170,6 @@ def operand(value: Any) -> str:
         return value.name
     number = int(value) & MASK
     return str(number - (1 << 64) if number >> 63 else number)
-
-
-_CONSTANT = re.compile(r"-?\d+$")
 
 
 class StagedWord:

@@ -12,17 +12,10 @@ import tempfile
 from pathlib import Path
 
 from kasou.errors import HostError
+from kasou.paths import cache_directory
 
 LOAD_ADDRESS = 0x80200000
 """Where S-mode kernels are loaded: the board's RAM and 2 MiB."""
-
-
-def cache_directory() -> Path:
-    """Where kasou keeps what it can make again: `$KASOU_HOME/cache`, or in the XDG cache."""
-    if home := os.environ.get("KASOU_HOME"):
-        return Path(home) / "cache"
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kasou"
 
 
 def source(name: str) -> Path:
