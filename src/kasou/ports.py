@@ -1,11 +1,11 @@
 """What passes between the parts: the small interfaces at which the layers are plugged together.
 
-Devices know nothing of files, sockets or harts. They are given a `Disk`, a `GuestMemory` and an
-`IrqLine`; `kasou.machine.board` and `kasou.control` decide what stands behind them.
+Devices know nothing of files, sockets or harts. They are given a `Disk`, a `Port`, a `GuestMemory`
+and an `IrqLine`; `kasou.machine.board` and `kasou.control` decide what stands behind them.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 IrqLine = Callable[[bool], None]
 """A level-triggered interrupt wire: called with the new level, True for asserted."""
@@ -37,6 +37,55 @@ class Disk(Protocol):
 
     def flush(self) -> None:
         """Return once everything written is on stable storage. Raises `HostError`."""
+        ...
+
+    def discard(self, offset: int, n: int) -> None:
+        """The guest no longer needs these `n` bytes; they may read as anything or as zero."""
+        ...
+
+    def write_zeroes(self, offset: int, n: int, unmap: bool) -> None:
+        """Make `n` bytes at `offset` read as zero; with `unmap` their space may be given up."""
+        ...
+
+
+class Gso(NamedTuple):
+    """A frame that stands for many: its payload is to be cut into `size` bytes each.
+
+    `headers` is how many bytes of `data` precede the payload and are repeated before each piece.
+    """
+
+    kind: Literal["tcp4", "tcp6", "udp"]
+    size: int
+    headers: int
+
+
+class Frame(NamedTuple):
+    """An Ethernet frame without its frame check sequence, in 64 KiB units where both ends can.
+
+    `csum` is (start, offset): the Internet checksum over `data[start:]`, pseudo-header already
+    summed into the field, belongs at `start + offset` and is not computed yet; None when the frame
+    is complete. `trusted` says that the transport checksum was verified or never left the host.
+    """
+
+    data: bytes
+    csum: tuple[int, int] | None = None
+    gso: Gso | None = None
+    trusted: bool = False
+
+
+FrameSink = Callable[[Sequence[Frame]], None]
+"""Takes frames, oldest first. Must not block; what it has no room for it drops."""
+
+
+class Port(Protocol):
+    """One end of a wire. Frames are sent in batches; both directions may run on any thread."""
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Frames from the one who holds this end; never blocks."""
+        ...
+
+    def attach(self, sink: FrameSink | None) -> None:
+        """Say who takes the frames that arrive at this end; None drops them."""
         ...
 
 
