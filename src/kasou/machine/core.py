@@ -93,6 +93,11 @@ class Core:
             self.block.set(name, int(on))
             self.attend()
 
+    def request_exit(self) -> None:
+        """Leave compiled code at the next boundary, and wake up for it."""
+        self.block.set("exit_request", 1)
+        self.attend()
+
     # ---- running
     @property
     def count(self) -> int:
