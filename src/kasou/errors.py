@@ -14,7 +14,14 @@ class ConfigError(KasouError):
 
 
 class HostError(KasouError):
-    """The outside (file system, network, host kernel) refused something."""
+    """The outside (file system, network, host kernel) refused something.
+
+    `errno` is the host's error number, None where it gave none.
+    """
+
+    def __init__(self, message: str = "", errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class GuestError(KasouError):

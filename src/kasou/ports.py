@@ -5,7 +5,7 @@ and an `IrqLine`; `kasou.machine.board` and `kasou.control` decide what stands b
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 IrqLine = Callable[[bool], None]
 """A level-triggered interrupt wire: called with the new level, True for asserted."""
@@ -45,6 +45,22 @@ class Disk(Protocol):
 
     def write_zeroes(self, offset: int, n: int, unmap: bool) -> None:
         """Make `n` bytes at `offset` read as zero; with `unmap` their space may be given up."""
+        ...
+
+
+@runtime_checkable
+class VectorDisk(Disk, Protocol):
+    """A `Disk` that moves bytes straight into and out of the holder's buffers.
+
+    All disks of `kasou.storage` are; a device asks with `isinstance` and saves a copy.
+    """
+
+    def readv(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill `views` (writable, of bytes) in order, from byte `offset`. Raises `HostError`."""
+        ...
+
+    def writev(self, offset: int, views: Sequence[bytes | memoryview]) -> None:
+        """Store `views` one after the other at byte `offset`. Raises `HostError`."""
         ...
 
 
