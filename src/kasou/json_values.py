@@ -72,7 +72,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _subclasses(kind: type) -> dict[str, type]:
-    found = {kind.__name__: kind}
+    found: dict[str, type] = {kind.__name__: kind}
+    below: type
     for below in kind.__subclasses__():
         found |= _subclasses(below)
     return found

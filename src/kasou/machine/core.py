@@ -104,6 +104,10 @@ class Core:
         """Instructions attempted so far."""
         raise AssertionError("an engine gives this")
 
+    def set_count(self, count: int) -> None:
+        """Go on counting instructions from `count`."""
+        raise AssertionError("an engine gives this")
+
     def run(self, until: int) -> Exit:
         """Run until instruction count `until`, `wfi`, or a request to leave."""
         raise AssertionError("an engine gives this")
@@ -144,6 +148,10 @@ class InterpreterCore(Core):
     @property
     def count(self) -> int:
         return self.hart.count
+
+    def set_count(self, count: int) -> None:
+        self.block.set("limit", count)
+        self.block.set("remaining", 0)
 
     @property
     def reference(self) -> ReferenceHart:
@@ -229,6 +237,9 @@ class ReferenceCore(Core):
     @property
     def count(self) -> int:
         return self.hart.instructions
+
+    def set_count(self, count: int) -> None:
+        self.hart.instructions = count
 
     def flush(self) -> None:
         self.hart.flush_translations()

@@ -91,6 +91,10 @@ class Machine:
         self.htif: Htif | None = None
         if ram is None:
             self._load(self._plan)
+        else:
+            self.statuses = [HartStatus.STOPPED] * config.harts
+            if config.bios == "none":
+                self._connect_htif(self._plan)
 
     # ------------------------------------------------------------------ building
     def _make_cores(self) -> None:
@@ -129,8 +133,7 @@ class Machine:
             self.memory.write(gpa, bytes(size))
         for gpa, data in boot.loads:
             self.memory.write(gpa, data)
-        if boot.tohost is not None:
-            self.htif = Htif(self.memory, boot.tohost, boot.fromhost, self.console_output)
+        self._connect_htif(boot)
         monitor = boot.mode == "S"
         for core in self.cores:
             block = core.block
@@ -157,6 +160,10 @@ class Machine:
         first = HartStatus.STARTED
         others = HartStatus.STOPPED if monitor else HartStatus.STARTED
         self.statuses = [first] + [others] * (len(self.cores) - 1)
+
+    def _connect_htif(self, boot: BootPlan) -> None:
+        if boot.tohost is not None:
+            self.htif = Htif(self.memory, boot.tohost, boot.fromhost, self.console_output)
 
     def _time_offset(self) -> int:
         return 0 if self.icount else -self._start_ticks
