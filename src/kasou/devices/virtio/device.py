@@ -8,7 +8,7 @@ configuration change and does nothing more until it is reset; the VM goes on.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import ClassVar
@@ -69,20 +69,27 @@ class VirtioState:
 class VirtioDevice:
     """Base of the devices. A subclass names its queues' greatest sizes and serves them.
 
-    `offered` are its own features; those of queues and transport are added here.
+    `offered` are its own features; those of queues and transport are added here. `queue_sizes`
+    overrides the class's where their number depends on how the device is built.
     """
 
     device_id: ClassVar[int] = 0
     queue_sizes: ClassVar[tuple[int, ...]] = ()
     state_version: ClassVar[int] = 1
 
-    def __init__(self, memory: GuestMemory, offered: int = 0, config: bytes = b"") -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        offered: int = 0,
+        config: bytes = b"",
+        queue_sizes: Sequence[int] | None = None,
+    ) -> None:
         self.offered = offered | (_COMMON if self.device_id else 0)
         self.accepted = 0
         self.status = 0
         self.config = config
         self.config_generation = 0
-        self.queues = tuple(SplitQueue(memory, size) for size in self.queue_sizes)
+        self.queues = tuple(SplitQueue(memory, size) for size in queue_sizes or self.queue_sizes)
         self._interrupt: Callable[[Interrupt], None] = _unconnected
 
     # ------------------------------------------------------------------ for subclasses
