@@ -6,4 +6,5 @@
 - `block`    a disk
 - `rng`      entropy
 - `console`  a terminal
+- `vsock`    stream sockets between host and guest; `vsock_packet`, `vsock_stream`
 """
