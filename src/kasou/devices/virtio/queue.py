@@ -12,7 +12,7 @@ wrap.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import NamedTuple
@@ -173,6 +173,24 @@ class SplitQueue:
         self.memory.write(slot, _USED_ELEMENT.pack(chain.head, written))
         self._next_used = (self._next_used + 1) & 0xFFFF
         self.memory.write(self.used + 2, _U16.pack(self._next_used))  # publish last
+
+    def complete_many(self, done: Sequence[tuple[Chain, int]]) -> None:
+        """Give chains back, each with the bytes stored in it; the driver sees all of them or none.
+
+        Raises `GuestError`.
+        """
+        start = self._next_used % self.size
+        elements = b"".join(_USED_ELEMENT.pack(chain.head, written) for chain, written in done)
+        before_end = 8 * (self.size - start)
+        self.memory.write(self.used + 4 + 8 * start, elements[:before_end])
+        if len(elements) > before_end:
+            self.memory.write(self.used + 4, elements[before_end:])
+        self._next_used = (self._next_used + len(done)) & 0xFFFF
+        self.memory.write(self.used + 2, _U16.pack(self._next_used))  # publish last
+
+    def give_back(self, chains: Sequence[Chain]) -> None:
+        """Make available again the chains that were taken last and are not completed, in order."""
+        self._next_avail = (self._next_avail - len(chains)) & 0xFFFF
 
     def wants_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since this was last asked."""

@@ -220,6 +220,29 @@ def test_event_indices() -> None:
     assert avail_event == d.idx
 
 
+def test_several_chains_come_back_together() -> None:
+    d = Driver(size=4)
+    for i in range(4):
+        d.descriptor(i, DATA, 1)
+    finish(d, times=3)
+    for head in (2, 3, 1):
+        d.offer(head)
+    taken = list(d.queue.chains())
+    d.queue.complete_many([(chain, 10 + chain.head) for chain in taken])
+    assert d.used() == (6, [(3, 13), (1, 11), (0, 0), (2, 12)])
+
+
+def test_chains_given_back_are_taken_again() -> None:
+    d = Driver()
+    for head in (5, 6, 7):
+        d.descriptor(head, DATA, 1)
+        d.offer(head)
+    first = d.queue.next_chain()
+    assert first is not None
+    d.queue.give_back(list(d.queue.chains()))
+    assert [chain.head for chain in d.queue.chains()] == [6, 7]
+
+
 def test_state_continues() -> None:
     d = Driver()
     d.descriptor(0, DATA, 1)
