@@ -91,8 +91,8 @@ class Board:
 
     `harts_port` is driven by the devices, `memory` is what they reach by DMA, `console_output`
     takes what the serial port sends. Disks take the first virtio slots in their order (the first
-    is `vda`), then follow the console, if it has an output, and entropy. `now_ns` is the host's
-    time in ns since 1970. Raises `ConfigError` for what cannot be built.
+    is `vda`), then follow the console, if it has an output, entropy, and `devices`. `now_ns` is the
+    host's time in ns since 1970. Raises `ConfigError` for what cannot be built.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class Board:
         now_ns: Callable[[], int],
         on_finish: OnFinish,
         disks: Sequence[Disk] = (),
+        devices: Sequence[VirtioDevice] = (),
         virtio_console_output: ByteSink | None = None,
         sswi: bool = False,
     ) -> None:
@@ -128,23 +129,24 @@ class Board:
         self.uart = Uart16550(console_output, self.plic.line(UART.irq))
         self.fw_cfg = FwCfg(memory)
 
-        devices: list[VirtioDevice] = [
+        carried: list[VirtioDevice] = [
             VirtioBlock(memory, disk, serial=f"kasou-disk-{n}") for n, disk in enumerate(disks)
         ]
         self.console: VirtioConsole | None = None
         if virtio_console_output is not None:
             self.console = VirtioConsole(memory, virtio_console_output)
-            devices.append(self.console)
-        devices.append(VirtioRng(memory, entropy))
-        if len(devices) > len(VIRTIO):
+            carried.append(self.console)
+        carried.append(VirtioRng(memory, entropy))
+        carried += devices
+        if len(carried) > len(VIRTIO):
             raise ConfigError(
-                f"board: {len(devices)} virtio devices, {len(disks)} of them disks, "
+                f"board: {len(carried)} virtio devices, {len(disks)} of them disks, "
                 f"but only {len(VIRTIO)} slots; attach fewer disks"
             )
-        devices += [NoDevice(memory) for _ in range(len(VIRTIO) - len(devices))]
+        carried += [NoDevice(memory) for _ in range(len(VIRTIO) - len(carried))]
         self.virtio = tuple(
             VirtioMmio(device, self.plic.line(place.irq))
-            for device, place in zip(devices, VIRTIO, strict=True)
+            for device, place in zip(carried, VIRTIO, strict=True)
         )
         self._attach()
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kasou.devices.test_finisher import Finish
 from kasou.engine.frozen_memory import FrozenMemory
@@ -28,8 +28,13 @@ from kasou.machine.config import Drive, MachineConfig, Nic, Outcome, Peripherals
 from kasou.machine.core import NEVER, Core, InterpreterCore, ReferenceCore
 from kasou.machine.firmware import Firmware, enter_supervisor
 from kasou.machine.htif import Htif
+from kasou.machine.peripherals import plug
 from kasou.machine.runner import Runner
+from kasou.ports import Frame
 from kasou.storage.raw import RawDisk
+
+if TYPE_CHECKING:
+    from kasou.devices.virtio.net import VirtioNet
 
 __all__ = ["Drive", "Machine", "MachineConfig", "Nic", "Outcome", "Peripherals", "Share"]
 
@@ -77,14 +82,17 @@ class Machine:
         self.statuses: list[HartStatus] = []
         self.runner = Runner(self)
         self.peripherals = peripherals or Peripherals()
+        self.plugged = plug(self.memory, self.peripherals)
         disks = [*self.peripherals.disks]
         disks += [RawDisk(d.path, d.read_only) for d in config.drives]
         self.board = Board(
             config.harts, config.memory, self.memory, self,
             console_output=console_output, entropy=self._entropy, now_ns=self._now_ns,
-            on_finish=self.guest_finished, disks=disks,
+            on_finish=self.guest_finished, disks=disks, devices=self.plugged.devices,
         )  # fmt: skip
         self.lock = self.board.lock
+        for nic, device in zip(self.peripherals.nics, self.plugged.nics, strict=True):
+            nic.port.attach(partial(self._deliver, device))
         self._firmware = Firmware(self)
         self.sbi = Sbi(self._firmware)
         self._make_cores()
@@ -203,6 +211,11 @@ class Machine:
         """Set when the machine timer of a hart fires."""
         self.cores[hart].block.set("mtimecmp", value)
         self.cores[hart].attend()
+
+    def _deliver(self, device: VirtioNet, frames: Sequence[Frame]) -> None:
+        """Frames for a network card, from the network's thread."""
+        with self.lock:
+            device.receive(frames)
 
     # ------------------------------------------------------------------ CoreHost
     def bus_read(self, gpa: int, size: int) -> int:
