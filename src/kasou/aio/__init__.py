@@ -1,0 +1,10 @@
+"""kasou for asyncio: the names of `kasou.api`, to be awaited.
+
+Reading order: `definition` (what is asked for), `vm`, `console`, `result`.
+"""
+
+from kasou.aio.console import Console
+from kasou.aio.result import CommandError, Result, TimedOut
+from kasou.aio.vm import VM
+
+__all__ = ["VM", "CommandError", "Console", "Result", "TimedOut"]
