@@ -26,7 +26,10 @@ class RtcState(DeviceState):
 
 
 class GoldfishRtc(RegisterDevice[RtcState]):
-    """`google,goldfish-rtc`. `now_ns` gives the host's time in ns since 1970."""
+    """`google,goldfish-rtc`. `now_ns` gives the host's time in ns since 1970.
+
+    `on_alarm` is called when an alarm was armed: `deadline` has something to say.
+    """
 
     # fmt: off
     registers = (
@@ -42,8 +45,14 @@ class GoldfishRtc(RegisterDevice[RtcState]):
     # fmt: on
     lax = True
 
-    def __init__(self, now_ns: Callable[[], int], irq: IrqLine) -> None:
+    def __init__(
+        self,
+        now_ns: Callable[[], int],
+        irq: IrqLine,
+        on_alarm: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
+        self._on_alarm = on_alarm
         self._now_ns = now_ns
         self._irq = irq
         self._offset_ns = 0
@@ -95,6 +104,7 @@ class GoldfishRtc(RegisterDevice[RtcState]):
         self._alarm_ns = self._alarm_ns & ~_U32 | value
         self._running = True
         self.handle_timer()
+        self._on_alarm()
 
     def read_alarm_status(self) -> int:
         """Whether an alarm is armed."""
@@ -138,6 +148,7 @@ class GoldfishRtc(RegisterDevice[RtcState]):
         self._offset_ns, self._alarm_ns = state.offset_ns, state.alarm_ns
         self._running, self._pending = state.running, state.pending
         self._update()
+        self._on_alarm()
 
     def _time(self) -> int:
         return (self._now_ns() + self._offset_ns) & _U64

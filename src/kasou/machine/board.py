@@ -92,7 +92,8 @@ class Board:
     `harts_port` is driven by the devices, `memory` is what they reach by DMA, `console_output`
     takes what the serial port sends. Disks take the first virtio slots in their order (the first
     is `vda`), then follow the console, if it has an output, entropy, and `devices`. `now_ns` is the
-    host's time in ns since 1970. Raises `ConfigError` for what cannot be built.
+    host's time in ns since 1970; `on_alarm` is called when `serve` has something new to wait for.
+    Raises `ConfigError` for what cannot be built.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Board:
         entropy: Callable[[int], bytes],
         now_ns: Callable[[], int],
         on_finish: OnFinish,
+        on_alarm: Callable[[], None] = lambda: None,
         disks: Sequence[Disk] = (),
         devices: Sequence[VirtioDevice] = (),
         virtio_console_output: ByteSink | None = None,
@@ -117,6 +119,7 @@ class Board:
         self.harts = harts
         self.ram_bytes = ram_bytes
         self.bus = Bus()
+        self._now_ns = now_ns
 
         def set_external(context: int, on: bool) -> None:
             harts_port.set_external(context // 2, PRIVILEGES[context % 2], on)
@@ -125,7 +128,7 @@ class Board:
         self.clint = Clint(harts, harts_port)
         self.sswi = Sswi(harts, harts_port) if sswi else None
         self.finisher = Finisher(on_finish)
-        self.rtc = GoldfishRtc(now_ns, self.plic.line(RTC.irq))
+        self.rtc = GoldfishRtc(now_ns, self.plic.line(RTC.irq), on_alarm)
         self.uart = Uart16550(console_output, self.plic.line(UART.irq))
         self.fw_cfg = FwCfg(memory)
 
@@ -169,13 +172,12 @@ class Board:
             self.bus.attach(place.base, place.size, device, name)
 
     # ------------------------------------------------------------------ time
-    def deadline(self) -> int | None:
-        """When `handle_timer` is due, in the ns of `now_ns`; None if nothing waits."""
-        return self.rtc.deadline()
-
-    def handle_timer(self) -> None:
-        """Do what has come due."""
-        self.rtc.handle_timer()
+    def serve(self) -> int | None:
+        """Do what has come due; the ns until more will, None if nothing waits."""
+        with self.lock:
+            self.rtc.handle_timer()
+            deadline = self.rtc.deadline()
+            return None if deadline is None else max(0, deadline - self._now_ns())
 
     # ------------------------------------------------------------------ reset, rest
     def reset(self) -> None:

@@ -88,9 +88,11 @@ class Machine:
         self.board = Board(
             config.harts, config.memory, self.memory, self,
             console_output=console_output, entropy=self._entropy, now_ns=self._now_ns,
-            on_finish=self.guest_finished, disks=disks, devices=self.plugged.devices,
+            on_finish=self.guest_finished, on_alarm=self.runner.armed,
+            disks=disks, devices=self.plugged.devices,
         )  # fmt: skip
         self.lock = self.board.lock
+        self.runner.companions.append(self.board)
         for nic, device in zip(self.peripherals.nics, self.plugged.nics, strict=True):
             nic.port.attach(partial(self._deliver, device))
         self._firmware = Firmware(self)

@@ -3,6 +3,10 @@
 With the host's clock every hart has a thread of its own. With `--clock icount`, and on the reference
 engine, all harts take turns in fixed slices on one thread. Harts never run on the main thread.
 
+What has deadlines of its own besides the harts (the board's clock, a network that must be a
+function of counted time) is a `Companion`. With counted time the turns serve it; otherwise a thread
+does, once there is something to wait for.
+
 The safe point: `park` makes every hart leave compiled code at an instruction boundary and wait, until
 the last of those who parked them lets go. A hart that sleeps in `wfi` or is stopped counts as parked
 once it has noticed. Nothing of the guest is in flight then: devices are served on harts' threads.
@@ -14,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kasou.engine.hart_state import TICK_NS, Exit
 from kasou.guest.sbi import HartStatus
@@ -28,6 +32,14 @@ TURN = 20_000
 """Instructions a hart runs before the next one's turn, with one thread for all."""
 HTIF_SLICE = {"interpreter": 500_000, "reference": 2_000}
 """Instructions between looks at `tohost`: some milliseconds."""
+
+
+class Companion(Protocol):
+    """Something beside the harts that lives in the guest's time."""
+
+    def serve(self) -> int | None:
+        """Do what is due; the ns until more will be, None if nothing waits."""
+        ...
 
 
 class Runner:
@@ -45,6 +57,9 @@ class Runner:
         """How many want the harts to stand still."""
         self._moving = 0
         """Threads that are not waiting at the gate."""
+        self.companions: list[Companion] = []
+        self._armed = threading.Event()
+        self._timekeeper: threading.Thread | None = None
 
     @property
     def current(self) -> Core:
@@ -93,6 +108,28 @@ class Runner:
             self._gate.wait_for(lambda: not self._parkers or self.stopping)
             self._moving += 1
 
+    # ------------------------------------------------------------------ companions
+    def armed(self) -> None:
+        """A companion has a new deadline; from any thread."""
+        self._armed.set()
+        if self._timekeeper is None and not self.machine.one_thread:
+            self._timekeeper = threading.Thread(
+                target=self._keep_time, name="timekeeper", daemon=True
+            )
+            self._timekeeper.start()
+
+    def _serve_companions(self) -> int | None:
+        """Serve them all; the ns until the first of them needs it again."""
+        waits = [wait for one in self.companions if (wait := one.serve()) is not None]
+        return min(waits, default=None)
+
+    def _keep_time(self) -> None:
+        while not self.stopping:
+            wait = self._serve_companions()
+            self._armed.wait(None if wait is None else min(wait / 1e9, 3600.0))
+            self._armed.clear()
+        self._timekeeper = None
+
     # ------------------------------------------------------------------ a run
     def finish(self, outcome: Outcome) -> None:
         """End the run; the first outcome stands. From any thread."""
@@ -103,6 +140,7 @@ class Runner:
             core.request_exit()
         with self._gate:
             self._gate.notify_all()
+        self._armed.set()
         self._done.set()
 
     def run(self, end: float | None) -> Outcome:
@@ -196,7 +234,7 @@ class Runner:
         alone = len(machine.cores) == 1
         while not self.stopping:
             self._pass_gate()
-            idle = True
+            idle, wait = True, self._serve_companions()
             for core in machine.cores:
                 if machine.statuses[core.index] != HartStatus.STARTED or self.stopping:
                     continue
@@ -211,15 +249,20 @@ class Runner:
                 idle = idle and core.asleep
                 self._after_slice(core, limit)
             if idle and not self.stopping:
-                self._skip_to_deadline()
+                self._skip_to_deadline(wait)
 
-    def _skip_to_deadline(self) -> None:
-        """Everyone sleeps: time jumps to the next timer, or input is waited for."""
+    def _skip_to_deadline(self, wait: int | None) -> None:
+        """Everyone sleeps: time jumps to the next timer, or input is waited for.
+
+        `wait` is how many ns from now a companion needs to be served.
+        """
         machine = self.machine
         running = [c for c in machine.cores if machine.statuses[c.index] == HartStatus.STARTED]
         if any(c.sees_interrupt() for c in running):
             return
         waits = [d - c.time() for c in running if (d := c.deadline()) is not None]
+        if wait is not None:
+            waits.append(-(-wait // TICK_NS))
         if waits:
             for core in machine.cores:
                 core.block.set("time_offset", core.block.get("time_offset") + max(0, min(waits)))

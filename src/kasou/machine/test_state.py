@@ -100,3 +100,25 @@ def test_stopped_while_parked() -> None:
     machine.stop()
     thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("clock", ["host", "icount"])
+def test_the_clock_on_the_board_wakes_by_itself(clock: str) -> None:
+    """An alarm set on the real-time clock fires though no hart touches the board."""
+    config = MachineConfig(memory=32 << 20, kernel=assembled("tiny"), clock=clock)
+    machine = Machine(config, lambda _: None)
+    with machine.lock:
+        rtc = machine.board.rtc
+        now = rtc.read_time_low() | rtc.read(4, 4) << 32
+        alarm = now + 50_000_000
+        rtc.write(0xC, 4, alarm >> 32)
+        rtc.write(0x8, 4, alarm & 0xFFFF_FFFF)
+    thread = threading.Thread(target=machine.run, args=(60,), daemon=True)
+    thread.start()
+    for _ in range(500):
+        if rtc.save().pending:
+            break
+        time.sleep(0.01)
+    assert rtc.save().pending and not rtc.read_alarm_status()
+    machine.stop()
+    thread.join(20)
