@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from kasou.cli import consoles, machines
 from kasou.cli.main import INTERRUPTED, USAGE, fail
 from kasou.cli.options import RunOptions
 
@@ -35,8 +36,12 @@ def invoke(arguments: Sequence[str]) -> int:
         if not message:  # no command given: the help has been printed
             return USAGE
         command = context.command_path if context is not None else "kasou"
-        return fail(f"{message.rstrip('.')}; see '{command} --help'", USAGE)
+        return fail(f"{message.rstrip('.')}; see '{command} --help'", USAGE, "config")
     return result if isinstance(result, int) else 0
+
+
+for group in (machines, consoles):
+    app.add_typer(group.commands)
 
 
 def _version(wanted: bool) -> None:

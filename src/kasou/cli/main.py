@@ -8,7 +8,9 @@
 | 125 | kasou could not do it: bad input, or the host refused |
 | 130 | interrupted: Ctrl-] three times, or a signal |
 
-`KASOU_DEBUG=1` shows the traceback of an error.
+With `--json` an error is `{"error": {"kind", "message", "code"}}` on standard output, alone there
+(`kasou.cli.output`); for `run`, `exec`, `shell` and `qemu`, whose standard output is the guest's,
+it stays a line on standard error. `KASOU_DEBUG=1` shows the traceback of an error.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: this process's) and end with its exit code."""
+    global _json
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _json = wants_json(arguments)
     code = guarded(lambda: dispatch(arguments))
     try:
         sys.stdout.flush()
@@ -36,6 +40,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Who read our output has gone; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
+
+
+_json = False
+"""Whether this command line asked for JSON."""
+GUESTS_OUTPUT = ("run", "exec", "shell", "console", "qemu")
+"""Commands whose standard output is the guest's."""
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether errors are to be JSON: known before the command line is understood."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    return command not in GUESTS_OUTPUT and "--json" in arguments
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -56,9 +72,11 @@ def guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except UsageError as problem:
-        return fail(str(problem), USAGE)
+        return fail(str(problem), USAGE, "config")
     except KasouError as problem:
-        return fail(str(problem), FAILURE)
+        from kasou.control.messages import kind_of
+
+        return fail(str(problem), getattr(problem, "exit_code", FAILURE), kind_of(problem))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -75,15 +93,21 @@ def guarded(work: Callable[[], int]) -> int:
     except Exception as problem:
         # A bug of ours; a user gets a line, not a traceback.
         what = f"{type(problem).__name__}: {problem}".strip().partition("\n")[0]
-        return fail(f"internal error: {what}; KASOU_DEBUG=1 shows where", FAILURE)
+        return fail(f"internal error: {what}; KASOU_DEBUG=1 shows where", FAILURE, "internal")
 
 
-def fail(message: str, code: int) -> int:
-    """Say `message` on standard error, as one line, and return `code`."""
+def fail(message: str, code: int, kind: str = "host") -> int:
+    """Say `message`, as one line without control characters, and return `code`."""
     if os.environ.get("KASOU_DEBUG", "") not in ("", "0") and sys.exc_info()[0] is not None:
         import traceback
 
         traceback.print_exc()
-    line = " ".join(message.split("\n"))
-    print(f"kasou: {line}", file=sys.stderr, flush=True)
+    from kasou.control.messages import sanitised
+
+    if _json:
+        import json
+
+        print(json.dumps({"error": {"kind": kind, "message": sanitised(message), "code": code}}))
+    else:
+        print(f"kasou: {sanitised(message)}", file=sys.stderr, flush=True)
     return code

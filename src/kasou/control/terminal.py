@@ -6,7 +6,7 @@ Rules:
   back as it was on every way out that lets this process act: return, exception, SIGINT, SIGTERM,
   SIGHUP, SIGQUIT, suspension from outside (SIGTSTP), interpreter exit.
 * Ctrl-] three times within a second ends the machine. The keys pass to the guest all the same, so
-  one or two of them still mean what the guest says.
+  one or two of them still mean what the guest says. (`escape_times` 1: one ends the attachment.)
 * Not a tty: plain bytes, no escape. The end of input is not the end of the machine.
 * The loop runs on the main thread and waits in `select`; harts run elsewhere and call `write`.
 """
@@ -34,10 +34,10 @@ CHUNK = 4096
 
 
 class EscapeFilter:
-    """Notices the escape key pressed `ESCAPE_TIMES` in a row within `ESCAPE_SECONDS`."""
+    """Notices the escape key pressed `times` in a row within `ESCAPE_SECONDS`."""
 
-    def __init__(self) -> None:
-        self.pressed: deque[float] = deque(maxlen=ESCAPE_TIMES)
+    def __init__(self, times: int = ESCAPE_TIMES) -> None:
+        self.pressed: deque[float] = deque(maxlen=times)
 
     def escaped(self, data: bytes, now: float) -> bool:
         """Whether `data`, typed at `now` seconds, completes the escape."""
@@ -46,7 +46,7 @@ class EscapeFilter:
                 self.pressed.clear()
                 continue
             self.pressed.append(now)
-            if len(self.pressed) == ESCAPE_TIMES and now - self.pressed[0] <= ESCAPE_SECONDS:
+            if len(self.pressed) == self.pressed.maxlen and now - self.pressed[0] <= ESCAPE_SECONDS:
                 return True
         return False
 
@@ -63,10 +63,12 @@ class Terminal:
         stdin: int = 0,
         stdout: int = 1,
         resized: Callable[[int, int], None] | None = None,
+        escape_times: int = ESCAPE_TIMES,
     ) -> None:
         self.stdin = stdin
         self.stdout = stdout
         self.resized = resized
+        self.escape_times = escape_times
         self.is_tty = os.isatty(stdin)
         self.output_closed = False
         """Whether whoever read our output went away."""
@@ -203,7 +205,7 @@ class Terminal:
         `now()` gives seconds. Afterwards `ended_by` and `output_closed` say why, if it was not
         `finished`. Whoever makes `finished` true calls `wake`.
         """
-        escape = EscapeFilter()
+        escape = EscapeFilter(self.escape_times)
         watched = [self._wake_read]
         with contextlib.suppress(OSError):  # started with standard input closed: nothing to watch
             os.fstat(self.stdin)
