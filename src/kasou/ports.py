@@ -115,3 +115,11 @@ class GuestMemory(Protocol):
     def write(self, gpa: int, data: bytes) -> None:
         """Store `data` at `gpa`; all or nothing. Raises `GuestError` when it is outside RAM."""
         ...
+
+    def view(self, gpa: int, n: int) -> memoryview:
+        """The bytes themselves; who writes them calls `wrote` afterwards. Raises `GuestError`."""
+        ...
+
+    def wrote(self, gpa: int, n: int) -> None:
+        """These bytes were written through a `view`."""
+        ...

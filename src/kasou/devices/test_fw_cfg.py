@@ -3,22 +3,8 @@ import struct
 import pytest
 
 from kasou.devices.fw_cfg import FwCfg
-from kasou.errors import ConfigError, GuestError
-
-
-class Ram:
-    def __init__(self, n: int = 0x2000) -> None:
-        self.bytes = bytearray(n)
-
-    def read(self, gpa: int, n: int) -> bytes:
-        if gpa + n > len(self.bytes):
-            raise GuestError("outside RAM")
-        return bytes(self.bytes[gpa : gpa + n])
-
-    def write(self, gpa: int, data: bytes) -> None:
-        if gpa + len(data) > len(self.bytes):
-            raise GuestError("outside RAM")
-        self.bytes[gpa : gpa + len(data)] = data
+from kasou.devices.virtio.driver_model import Ram
+from kasou.errors import ConfigError
 
 
 def be(value: int, n: int) -> int:
@@ -30,7 +16,7 @@ def take(device: FwCfg, n: int) -> bytes:
 
 
 def test_items_and_directory() -> None:
-    device = FwCfg(Ram())
+    device = FwCfg(Ram(0x2000))
     device.add_file("opt/b", b"hello")
     device.add_file("opt/a", b"abc")
     assert device.read(0, 4).to_bytes(4, "little") == b"QEMU"
@@ -50,7 +36,7 @@ def test_items_and_directory() -> None:
 
 
 def test_dma() -> None:
-    ram = Ram()
+    ram = Ram(0x2000)
     device = FwCfg(ram)
     device.add_file("f", bytes(range(100)))
     assert device.read(0x10, 8).to_bytes(8, "little") == b"QEMU CFG"

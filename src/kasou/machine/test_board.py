@@ -49,6 +49,11 @@ class Ram:
     def write(self, gpa: int, data: bytes) -> None:
         self.read(gpa, len(data))
 
+    def view(self, gpa: int, n: int) -> memoryview:
+        return memoryview(bytearray(self.read(gpa, n)))
+
+    def wrote(self, gpa: int, n: int) -> None: ...
+
 
 class NullDisk:
     size_bytes = 1 << 20

@@ -1,7 +1,7 @@
 """What a virtio device is, whatever carries it: status, features, queues, configuration.
 
-A transport (`mmio`) shows these to the driver and is told of interrupts; a device (`block`, `rng`,
-`console`) says what it offers and serves its queues. (Virtio 1.2, 2.1 to 2.6, 3.1)
+A transport (`mmio`, `pci`) shows these to the driver and is told of interrupts; a device (`block`,
+`rng`, `console`) says what it offers and serves its queues. (Virtio 1.2, 2.1 to 2.6, 3.1)
 
 When the driver breaks the rules (`GuestError`) the device sets DEVICE_NEEDS_RESET, announces a
 configuration change and does nothing more until it is reset; the VM goes on.
@@ -14,7 +14,7 @@ from enum import IntFlag
 from typing import ClassVar
 
 from kasou.devices.register import check_version
-from kasou.devices.virtio.queue import QueueState, SplitQueue
+from kasou.devices.virtio.queue import QueueState, Virtqueue
 from kasou.errors import ConfigError, GuestError
 from kasou.ports import GuestMemory
 
@@ -45,11 +45,16 @@ class Feature(IntFlag):
     INDIRECT_DESC = 1 << 28
     EVENT_IDX = 1 << 29
     VERSION_1 = 1 << 32
+    RING_PACKED = 1 << 34
+    RING_RESET = 1 << 40
 
 
 _RUNNING = int(Status.DRIVER_OK)
 _RUNNING_MASK = int(Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET)
-_COMMON = int(Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1)
+_COMMON = int(Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1 | Feature.RING_RESET)
+
+OnInterrupt = Callable[[Interrupt, int], None]
+"""Told why a device interrupts and, for a used buffer, by which queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +64,7 @@ class VirtioState:
     version: int = 1
     device_id: int
     status: int
-    accepted: int
+    driver_features: int
     config: bytes
     config_generation: int
     queues: tuple[QueueState, ...]
@@ -69,8 +74,9 @@ class VirtioState:
 class VirtioDevice:
     """Base of the devices. A subclass names its queues' greatest sizes and serves them.
 
-    `offered` are its own features; those of queues and transport are added here. `queue_sizes`
-    overrides the class's where their number depends on how the device is built.
+    `offered` are its own features; those of queues and transport are added here, packed rings only
+    by `offer`. `queue_sizes` overrides the class's where their number depends on how the device is
+    built.
     """
 
     device_id: ClassVar[int] = 0
@@ -85,12 +91,13 @@ class VirtioDevice:
         queue_sizes: Sequence[int] | None = None,
     ) -> None:
         self.offered = offered | (_COMMON if self.device_id else 0)
-        self.accepted = 0
+        self.driver_features = 0
         self.status = 0
+        self.bus_master = True
         self.config = config
         self.config_generation = 0
-        self.queues = tuple(SplitQueue(memory, size) for size in queue_sizes or self.queue_sizes)
-        self._interrupt: Callable[[Interrupt], None] = _unconnected
+        self.queues = tuple(Virtqueue(memory, size) for size in queue_sizes or self.queue_sizes)
+        self._interrupt: OnInterrupt = _unconnected
 
     # ------------------------------------------------------------------ for subclasses
     def serve(self, index: int) -> None:
@@ -109,22 +116,56 @@ class VirtioDevice:
         self.config = config
         self.config_generation = (self.config_generation + 1) & 0xFFFF_FFFF
         if self.status & Status.DRIVER_OK:
-            self._interrupt(Interrupt.CONFIG_CHANGE)
+            self._interrupt(Interrupt.CONFIG_CHANGE, 0)
+
+    def signal(self, index: int) -> None:
+        """Interrupt if the driver wants to hear of what was completed in queue `index`.
+
+        `notify` does so for its own queue; this is for chains that are completed at other times.
+        """
+        if self.queues[index].wants_interrupt() and self.running:
+            self._interrupt(Interrupt.USED_BUFFER, index)
+
+    def queue_was_reset(self, index: int) -> None:
+        """The driver reset this one queue: forget what belongs to its chains."""
+
+    # ------------------------------------------------------------------ for boards
+    def offer(self, features: int) -> None:
+        """Offer more; before a driver looks. `Feature.RING_PACKED` is offered by request only."""
+        self.offered |= features
+
+    def resume(self) -> None:
+        """Everything is restored and wired: serve again the requests that were in flight."""
+        for index, queue in enumerate(self.queues):
+            if queue.has_chains_again:
+                self.notify(index)
 
     # ------------------------------------------------------------------ for transports
-    def connect(self, interrupt: Callable[[Interrupt], None]) -> None:
+    def connect(self, interrupt: OnInterrupt) -> None:
         """Say who is told of interrupts."""
         self._interrupt = interrupt
 
     @property
+    def accepted(self) -> int:
+        """The features that the driver chose of those offered; they stand from FEATURES_OK on."""
+        return self.driver_features & self.offered
+
+    @property
     def running(self) -> bool:
-        """Whether the driver is ready and has broken no rule."""
-        return self.status & _RUNNING_MASK == _RUNNING
+        """Whether the driver is ready and has broken no rule, and memory may be reached."""
+        return self.status & _RUNNING_MASK == _RUNNING and self.bus_master
+
+    def set_bus_master(self, on: bool) -> None:
+        """Whether the transport lets the device reach memory; what waited meanwhile is served."""
+        began = on and not self.bus_master
+        self.bus_master = on
+        if began:
+            self._notify_all()
 
     def accept(self, features: int) -> None:
-        """The driver's choice; it stands from FEATURES_OK on."""
+        """The driver's choice, which may be anything."""
         if not self.status & Status.FEATURES_OK:
-            self.accepted = features
+            self.driver_features = features
 
     def set_status(self, value: int) -> None:
         """The driver writes the status: 0 resets, bits are only ever added.
@@ -136,24 +177,33 @@ class VirtioDevice:
         if value == 0:
             self.reset()
             return
-        if value & Status.FEATURES_OK and self.accepted & ~self.offered:
+        if value & Status.FEATURES_OK and self.driver_features & ~self.offered:
             value &= ~Status.FEATURES_OK
         started = value & ~self.status & Status.DRIVER_OK
         self.status |= int(value & ~Status.DEVICE_NEEDS_RESET)
-        if self.status & Status.FEATURES_OK:
-            for queue in self.queues:
-                queue.indirect = bool(self.accepted & Feature.INDIRECT_DESC)
-                queue.event_idx = bool(self.accepted & Feature.EVENT_IDX)
         if started:
-            for index in range(len(self.queues)):
-                self.notify(index)
+            self._notify_all()
 
     def enable_queue(self, index: int) -> None:
-        """The driver finished configuring queue `index`."""
+        """The driver finished configuring queue `index`; its layout is what was negotiated."""
+        queue, accepted = self.queues[index], self.accepted
+        queue.packed = bool(accepted & Feature.RING_PACKED)
+        queue.indirect = bool(accepted & Feature.INDIRECT_DESC)
+        queue.event_idx = bool(accepted & Feature.EVENT_IDX)
         try:
-            self.queues[index].enable()
+            queue.enable()
         except GuestError as error:
             self.fail(error)
+
+    def reset_queue(self, index: int) -> None:
+        """The driver resets one queue, to configure it anew. (2.6.1)"""
+        if self.accepted & Feature.RING_RESET:
+            self.queues[index].reset()
+            self.queue_was_reset(index)
+
+    def _notify_all(self) -> None:
+        for index in range(len(self.queues)):
+            self.notify(index)
 
     def notify(self, index: int) -> None:
         """Serve queue `index` and interrupt if the driver wants to hear of it."""
@@ -165,7 +215,7 @@ class VirtioDevice:
                 self.serve(index)
             finally:
                 if queue.wants_interrupt():
-                    self._interrupt(Interrupt.USED_BUFFER)
+                    self._interrupt(Interrupt.USED_BUFFER, index)
         except GuestError as error:
             self.fail(error)
 
@@ -174,14 +224,14 @@ class VirtioDevice:
         log.warning("%s: %s; the device needs a reset", type(self).__name__, error)
         self.status |= int(Status.DEVICE_NEEDS_RESET)
         if self.status & Status.DRIVER_OK:
-            self._interrupt(Interrupt.CONFIG_CHANGE)
+            self._interrupt(Interrupt.CONFIG_CHANGE, 0)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver writes its configuration space; most devices have nothing to write."""
 
     def reset(self) -> None:
         """As after power-on; subclasses extend this."""
-        self.status = self.accepted = 0
+        self.status = self.driver_features = 0
         for queue in self.queues:
             queue.reset()
 
@@ -191,7 +241,7 @@ class VirtioDevice:
             version=self.state_version,
             device_id=self.device_id,
             status=self.status,
-            accepted=self.accepted,
+            driver_features=self.driver_features,
             config=self.config,
             config_generation=self.config_generation,
             queues=tuple(queue.save() for queue in self.queues),
@@ -206,7 +256,7 @@ class VirtioDevice:
                 f"{type(self).__name__}: the snapshot has virtio device {state.device_id} in this "
                 f"slot, the board has {self.device_id}; give the same drives and devices"
             )
-        self.status, self.accepted = state.status, state.accepted
+        self.status, self.driver_features = state.status, state.driver_features
         self.config, self.config_generation = state.config, state.config_generation
         for queue, saved in zip(self.queues, state.queues, strict=True):
             queue.restore(saved)
@@ -217,5 +267,5 @@ class NoDevice(VirtioDevice):
     """An empty slot: device id 0, which drivers skip."""
 
 
-def _unconnected(_: Interrupt) -> None:
+def _unconnected(_: Interrupt, __: int) -> None:
     """A device that no transport carries interrupts nobody."""

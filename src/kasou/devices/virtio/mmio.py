@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kasou.devices.register import DeviceState, Register, RegisterDevice
 from kasou.devices.virtio.device import Interrupt, VirtioDevice, VirtioState
-from kasou.devices.virtio.queue import SplitQueue
+from kasou.devices.virtio.queue import Virtqueue
 from kasou.ports import IrqLine
 
 MAGIC = int.from_bytes(b"virt", "little")
@@ -20,7 +20,6 @@ _U32 = 0xFFFF_FFFF
 class MmioState(DeviceState):
     """The transport, and the device that it carries."""
 
-    driver_features: int
     device: VirtioState
 
 
@@ -56,6 +55,7 @@ class VirtioMmio(RegisterDevice[MmioState]):
         Register("SHM_LEN_HIGH",        0x0B4, access="r", reset=_U32),
         Register("SHM_BASE_LOW",        0x0B8, access="r", reset=_U32),
         Register("SHM_BASE_HIGH",       0x0BC, access="r", reset=_U32),
+        Register("QUEUE_RESET",         0x0C0),
         Register("CONFIG_GENERATION",   0x0FC, access="r"),
     )
     # fmt: on
@@ -65,7 +65,6 @@ class VirtioMmio(RegisterDevice[MmioState]):
         super().__init__()
         self.device = device
         self._irq = irq
-        self._driver_features = 0
         device.connect(self._interrupt)
 
     # ------------------------------------------------------------------ configuration space
@@ -97,9 +96,8 @@ class VirtioMmio(RegisterDevice[MmioState]):
         """The 32 accepted bits that DRIVER_FEATURES_SEL chose."""
         select = self.value["DRIVER_FEATURES_SEL"]
         if select < 2:
-            rest = self._driver_features & ~(_U32 << 32 * select)
-            self._driver_features = rest | value << 32 * select
-            self.device.accept(self._driver_features)
+            rest = self.device.driver_features & ~(_U32 << 32 * select)
+            self.device.accept(rest | value << 32 * select)
 
     # ------------------------------------------------------------------ queues
     def read_queue_num_max(self) -> int:
@@ -125,39 +123,48 @@ class VirtioMmio(RegisterDevice[MmioState]):
         elif queue and not value & 1:
             queue.disable()
 
+    def read_queue_reset(self) -> int:
+        """0: a reset is over as soon as it is written."""
+        return 0
+
+    def write_queue_reset(self, value: int) -> None:
+        """1 resets the selected queue alone."""
+        if value & 1 and self._queue():
+            self.device.reset_queue(self.value["QUEUE_SEL"])
+
     def write_queue_notify(self, value: int) -> None:
         """There are new chains in queue `value`."""
         self.device.notify(value)
 
     def write_queue_desc_low(self, value: int) -> None:
-        """Descriptor table, low half."""
+        """Descriptor area, low half."""
         if queue := self._configurable():
             queue.desc = queue.desc & ~_U32 | value
 
     def write_queue_desc_high(self, value: int) -> None:
-        """Descriptor table, high half."""
+        """Descriptor area, high half."""
         if queue := self._configurable():
             queue.desc = value << 32 | queue.desc & _U32
 
     def write_queue_driver_low(self, value: int) -> None:
-        """Avail ring, low half."""
+        """Driver area (avail ring), low half."""
         if queue := self._configurable():
-            queue.avail = queue.avail & ~_U32 | value
+            queue.driver = queue.driver & ~_U32 | value
 
     def write_queue_driver_high(self, value: int) -> None:
-        """Avail ring, high half."""
+        """Driver area, high half."""
         if queue := self._configurable():
-            queue.avail = value << 32 | queue.avail & _U32
+            queue.driver = value << 32 | queue.driver & _U32
 
     def write_queue_device_low(self, value: int) -> None:
-        """Used ring, low half."""
+        """Device area (used ring), low half."""
         if queue := self._configurable():
-            queue.used = queue.used & ~_U32 | value
+            queue.device = queue.device & ~_U32 | value
 
     def write_queue_device_high(self, value: int) -> None:
-        """Used ring, high half."""
+        """Device area, high half."""
         if queue := self._configurable():
-            queue.used = value << 32 | queue.used & _U32
+            queue.device = value << 32 | queue.device & _U32
 
     # ------------------------------------------------------------------ status, interrupts
     def read_status(self) -> int:
@@ -184,7 +191,6 @@ class VirtioMmio(RegisterDevice[MmioState]):
     def reset(self) -> None:
         """Reset device and transport."""
         super().reset()
-        self._driver_features = 0
         self.device.set_status(0)
         self._irq(False)
 
@@ -192,26 +198,24 @@ class VirtioMmio(RegisterDevice[MmioState]):
         """Transport and device."""
         return MmioState(
             registers=dict(self.value),
-            driver_features=self._driver_features,
             device=self.device.save(),
         )
 
     def restore(self, state: MmioState) -> None:
         """Take over `state` and drive the interrupt line."""
         self._restore_values(state)
-        self._driver_features = state.driver_features
         self.device.restore(state.device)
         self._irq(self.value["INTERRUPT_STATUS"] != 0)
 
-    def _queue(self) -> SplitQueue | None:
+    def _queue(self) -> Virtqueue | None:
         index = self.value["QUEUE_SEL"]
         return self.device.queues[index] if index < len(self.device.queues) else None
 
-    def _configurable(self) -> SplitQueue | None:
+    def _configurable(self) -> Virtqueue | None:
         """The selected queue, unless it runs: its configuration is then fixed."""
         queue = self._queue()
         return None if queue is None or queue.ready else queue
 
-    def _interrupt(self, why: Interrupt) -> None:
+    def _interrupt(self, why: Interrupt, queue: int) -> None:
         self.value["INTERRUPT_STATUS"] |= int(why)
         self._irq(True)

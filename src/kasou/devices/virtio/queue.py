@@ -1,293 +1,214 @@
-"""The split virtqueue: descriptor chains out of rings that the guest wrote. (Virtio 1.2, 2.7)
+"""A virtqueue as a device sees it: descriptor chains, whatever the rings look like. (Virtio 1.2, 2.6)
 
-        descriptor table           avail ring (driver)        used ring (device)
-    +------+-----+-------+------+  +-------+-----+------+---  +-------+-----+------------+---
-    | addr | len | flags | next |  | flags | idx | ring |     | flags | idx | (head, len)|
-    +------+-----+-------+------+  +-------+-----+------+---  +-------+-----+------------+---
+A device takes chains with `chains()` or `next_chain()` and gives each back with `complete()`; it
+never sees a ring index or a descriptor. The layout (`split`, `packed`) is what the driver negotiated.
+Everything the rings hold was written by the guest: whatever it is, the walk ends, and breaking the
+rules raises `GuestError` and nothing else.
 
-A device takes chains with `chains()` and gives each back with `complete()`; it never sees a ring
-index or a descriptor. Everything read here was written by the guest: whatever it holds, the walk
-ends, and breaking the rules raises `GuestError` and nothing else. Indices are 16 bits wide and
-wrap.
+The queue remembers the chains that the device holds. Those of a queue that was reset meanwhile are
+dropped when they are completed; those of a queue that is saved are given out again after `restore`,
+so that a request in flight is done twice rather than never.
 """
 
-import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntFlag
-from typing import NamedTuple
 
-from kasou.errors import GuestError
+from kasou.devices.register import check_version
+from kasou.devices.virtio.chain import MAX_CHAIN, Chain, ChainState, Descriptor, Segment, restored
+from kasou.devices.virtio.packed import PackedRing
+from kasou.devices.virtio.split import SplitRing
+from kasou.errors import ConfigError, GuestError
 from kasou.ports import GuestMemory
 
-MAX_CHAIN = 1024
-"""Longest chain through an indirect table, whose length the queue's size does not bound."""
-_MAX_CHAIN_BYTES = 1 << 32
-_U16 = struct.Struct("<H")
-_DESCRIPTOR = struct.Struct("<QIHH")
-_USED_ELEMENT = struct.Struct("<II")
+__all__ = ["MAX_CHAIN", "Chain", "ChainState", "Descriptor", "QueueState", "Segment", "Virtqueue"]
 
-
-class Descriptor(IntFlag):
-    """Flags of a descriptor."""
-
-    NEXT = 1
-    WRITE = 2
-    INDIRECT = 4
-
-
-# Plain ints beside the flags: an operation on an IntFlag costs more than reading a descriptor.
-_NEXT, _WRITE, _INDIRECT = (int(flag) for flag in Descriptor)
-
-NO_INTERRUPT = 1
-"""Flag of the avail ring: the driver does not want an interrupt."""
-
-
-class Segment(NamedTuple):
-    """`n` bytes of guest memory at `gpa`."""
-
-    gpa: int
-    n: int
-
-
-class Chain:
-    """One buffer from the driver: bytes for the device to read, then room for it to write."""
-
-    __slots__ = ("_memory", "head", "readable", "readable_bytes", "writable", "writable_bytes")
-
-    def __init__(
-        self, memory: GuestMemory, head: int, readable: list[Segment], writable: list[Segment]
-    ) -> None:
-        self._memory = memory
-        self.head = head
-        self.readable = readable
-        self.writable = writable
-        self.readable_bytes = sum(s.n for s in readable)
-        self.writable_bytes = sum(s.n for s in writable)
-
-    def read(self, offset: int, n: int) -> bytes:
-        """`n` bytes of the readable part from `offset`; the caller stays inside."""
-        assert 0 <= offset <= offset + n <= self.readable_bytes, "read outside the chain"
-        return b"".join(self._memory.read(s.gpa, s.n) for s in _cut(self.readable, offset, n))
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Store `data` in the writable part at `offset`; the caller stays inside."""
-        assert 0 <= offset <= offset + len(data) <= self.writable_bytes, "write outside the chain"
-        done = 0
-        for s in _cut(self.writable, offset, len(data)):
-            self._memory.write(s.gpa, data[done : done + s.n])
-            done += s.n
-
-
-def _cut(segments: list[Segment], offset: int, n: int) -> Iterator[Segment]:
-    """The pieces that hold bytes [offset, offset + n) of `segments`."""
-    for gpa, length in segments:
-        if n <= 0:
-            return
-        if offset >= length:
-            offset -= length
-            continue
-        here = min(length - offset, n)
-        yield Segment(gpa + offset, here)
-        n -= here
-        offset = 0
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueState:
-    """A queue at rest. `signalled` is the used index at the last interrupt decision."""
+    """A queue at rest. Positions are the layout's own; `in_use` are the chains the device holds."""
 
+    version: int = STATE_VERSION
     size: int
     ready: bool
-    desc: int
-    avail: int
-    used: int
-    next_avail: int
-    next_used: int
-    signalled: int
+    packed: bool
     indirect: bool
     event_idx: bool
+    desc: int
+    driver: int
+    device: int
+    next_avail: int = 0
+    next_used: int = 0
+    unsignalled: int = 0
+    in_use: tuple[ChainState, ...] = ()
 
 
-class SplitQueue:
+class Virtqueue:
     """One virtqueue of at most `max_size` descriptors.
 
-    The transport sets `size` and the guest-physical addresses `desc`, `avail` and `used`, then
-    calls `enable`; the device sets `indirect` and `event_idx` to what was negotiated.
+    The transport sets `size` and the guest-physical addresses of the three areas (`desc`, `driver`,
+    `device`); the device sets `packed`, `indirect` and `event_idx` to what was negotiated and calls
+    `enable`.
     """
 
     def __init__(self, memory: GuestMemory, max_size: int) -> None:
         self.memory = memory
         self.max_size = max_size
+        self._ring: SplitRing | PackedRing | None
+        self._in_use: dict[Chain, None]
+        self._again: deque[Chain]
         self.reset()
 
+    # ------------------------------------------------------------------ for device and transport
     def reset(self) -> None:
         """Forget everything the driver configured."""
         self.size = self.max_size
-        self.ready = False
-        self.desc = self.avail = self.used = 0
-        self.indirect = self.event_idx = False
-        self._next_avail = self._next_used = self._signalled = 0
+        self.desc = self.driver = self.device = 0
+        self.packed = self.indirect = self.event_idx = False
+        self.disable()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the queue is running."""
+        return self._ring is not None
 
     def enable(self) -> None:
         """Start, if size and addresses allow it. Raises `GuestError`."""
-        if not 0 < self.size <= self.max_size or self.size & self.size - 1:
-            raise GuestError(
-                f"virtqueue: size {self.size} is not a power of two up to {self.max_size}"
-            )
-        for name, gpa, align in (
-            ("descriptor table", self.desc, 16),
-            ("avail ring", self.avail, 2),
-            ("used ring", self.used, 4),
-        ):
-            if gpa % align:
-                raise GuestError(f"virtqueue: {name} at {gpa:#x} is not {align}-byte aligned")
-        self._next_avail = self._next_used = self._signalled = 0
-        self.ready = True
+        if not 0 < self.size <= self.max_size:
+            raise GuestError(f"virtqueue: size {self.size} is not one of 1 to {self.max_size}")
+        layout = PackedRing if self.packed else SplitRing
+        self._ring = layout(
+            self.memory,
+            self.size,
+            (self.desc, self.driver, self.device),
+            indirect=self.indirect,
+            event_idx=self.event_idx,
+        )
 
     def disable(self) -> None:
-        """Stop; the driver may set new addresses."""
-        self.ready = False
+        """Stop; the driver may set new addresses. Chains in use are forgotten."""
+        self._ring = None
+        self._in_use = {}
+        self._again = deque()
 
+    # ------------------------------------------------------------------ for devices
     def chains(self) -> Iterator[Chain]:
         """The chains that are available now, oldest first. Raises `GuestError`.
 
         What the driver makes available later comes with a notification of its own.
         """
-        if not self.ready:
+        ring = self._ring
+        if ring is None:
             return
-        end = self._available()
-        while self._next_avail != end:
-            slot = self.avail + 4 + 2 * (self._next_avail % self.size)
-            head = self._u16(slot)
-            self._next_avail = (self._next_avail + 1) & 0xFFFF
-            yield self._chain(head)
+        in_use = self._in_use
+        while self._ring is ring and self._again:
+            yield self._taken_again()
+        if self._ring is ring:
+            ring.look()
+        while self._ring is ring and (chain := ring.take()) is not None:
+            in_use[chain] = None
+            yield chain
 
     def next_chain(self) -> Chain | None:
         """One chain, None if there is none now; for devices that wait for the host's input."""
-        return next(self.chains(), None)
-
-    def complete(self, chain: Chain, written: int) -> None:
-        """Give `chain` back with `written` bytes stored in it. Raises `GuestError`."""
-        slot = self.used + 4 + 8 * (self._next_used % self.size)
-        self.memory.write(slot, _USED_ELEMENT.pack(chain.head, written))
-        self._next_used = (self._next_used + 1) & 0xFFFF
-        self.memory.write(self.used + 2, _U16.pack(self._next_used))  # publish last
-
-    def complete_many(self, done: Sequence[tuple[Chain, int]]) -> None:
-        """Give chains back, each with the bytes stored in it; the driver sees all of them or none.
-
-        Raises `GuestError`.
-        """
-        start = self._next_used % self.size
-        elements = b"".join(_USED_ELEMENT.pack(chain.head, written) for chain, written in done)
-        before_end = 8 * (self.size - start)
-        self.memory.write(self.used + 4 + 8 * start, elements[:before_end])
-        if len(elements) > before_end:
-            self.memory.write(self.used + 4, elements[before_end:])
-        self._next_used = (self._next_used + len(done)) & 0xFFFF
-        self.memory.write(self.used + 2, _U16.pack(self._next_used))  # publish last
+        ring = self._ring
+        if ring is None:
+            return None
+        if self._again:
+            return self._taken_again()
+        chain = ring.take()
+        if chain is None:
+            ring.look()
+            chain = ring.take()
+        if chain is not None:
+            self._in_use[chain] = None
+        return chain
 
     def give_back(self, chains: Sequence[Chain]) -> None:
-        """Make available again the chains that were taken last and are not completed, in order."""
-        self._next_avail = (self._next_avail - len(chains)) & 0xFFFF
+        """Leave for later the chains that were taken last, in order: they are the next given out."""
+        for chain in reversed(chains):
+            if self._in_use.pop(chain, self) is None:
+                self._again.appendleft(chain)
+
+    def complete(self, chain: Chain, written: int) -> None:
+        """Give `chain` back with `written` bytes stored in it, from the start of its writable part.
+
+        Nothing happens when the queue was reset since it was taken.
+        """
+        ring = self._ring
+        if ring is not None and self._in_use.pop(chain, self) is None:
+            ring.complete(chain, written)
+
+    def complete_many(self, chains: Sequence[tuple[Chain, int]]) -> None:
+        """Give back several chains, each with what was written, as one: the driver sees all or none.
+
+        For a packet that fills several buffers.
+        """
+        held = [(c, n) for c, n in chains if self._in_use.pop(c, self) is None]
+        if self._ring is not None and held:
+            self._ring.complete_many(held)
+
+    def holds(self, chain: Chain) -> bool:
+        """Whether `chain` is still the device's: not completed, the queue not reset since."""
+        return chain in self._in_use
 
     def wants_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since this was last asked."""
-        old, new = self._signalled, self._next_used
-        self._signalled = new
-        if not self.ready or old == new:
-            return False
-        if self.event_idx:
-            event = self._u16(self.avail + 4 + 2 * self.size)
-            return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
-        return not self._u16(self.avail) & NO_INTERRUPT
+        return self._ring is not None and self._ring.wants_interrupt()
+
+    def _taken_again(self) -> Chain:
+        chain = self._again.popleft()
+        self._in_use[chain] = None
+        return chain
+
+    # ------------------------------------------------------------------ rest
+    @property
+    def has_chains_again(self) -> bool:
+        """Whether chains wait that were in use when the queue was saved, or were given back."""
+        return bool(self._again)
 
     def save(self) -> QueueState:
-        """Configuration and positions."""
+        """Configuration, positions, and the chains in use."""
+        ring = self._ring
         return QueueState(
             size=self.size,
-            ready=self.ready,
-            desc=self.desc,
-            avail=self.avail,
-            used=self.used,
-            next_avail=self._next_avail,
-            next_used=self._next_used,
-            signalled=self._signalled,
+            ready=ring is not None,
+            packed=self.packed,
             indirect=self.indirect,
             event_idx=self.event_idx,
+            desc=self.desc,
+            driver=self.driver,
+            device=self.device,
+            next_avail=ring.next_avail if ring else 0,
+            next_used=ring.next_used if ring else 0,
+            unsignalled=ring.unsignalled if ring else 0,
+            in_use=tuple(chain.save() for chain in (*self._in_use, *self._again)),
         )
 
     def restore(self, state: QueueState) -> None:
-        """Continue where `state` was."""
-        self.size, self.ready = state.size, state.ready
-        self.desc, self.avail, self.used = state.desc, state.avail, state.used
-        self._next_avail, self._next_used = state.next_avail, state.next_used
-        self._signalled = state.signalled
-        self.indirect, self.event_idx = state.indirect, state.event_idx
+        """Continue where `state` was. Raises `ConfigError` when there cannot have been a queue."""
+        check_version("Virtqueue", state.version, STATE_VERSION)
+        self.disable()
+        self.size = state.size
+        self.packed, self.indirect = state.packed, state.indirect
+        self.event_idx = state.event_idx
+        self.desc, self.driver, self.device = state.desc, state.driver, state.device
+        if not state.ready:
+            return
+        try:
+            self.enable()
+            assert self._ring is not None, "just enabled"
+            self._ring.go_on(state.next_avail, state.next_used, state.unsignalled)
+            for saved in state.in_use:
+                self._again.append(restored(self.memory, saved))
+                self._ring.free -= saved.slots
+        except GuestError as error:
+            raise ConfigError(f"the snapshot is damaged: {error}") from error
+        if self._ring.free < 0:
+            raise ConfigError("the snapshot is damaged: more chains in use than the queue has")
 
-    def _u16(self, gpa: int) -> int:
-        value: int = _U16.unpack(self.memory.read(gpa, 2))[0]
-        return value
 
-    def _available(self) -> int:
-        """The avail index up to which chains can be taken without missing a notification.
-
-        With event indices the driver notifies when its index passes `avail_event`. So that is set
-        to the index just read, and the index read again until it stood still; as nothing is
-        completed meanwhile, the driver can move it `size` times at most.
-        """
-        index = self._avail_index()
-        if self.event_idx:
-            for _ in range(self.size):
-                self.memory.write(self.used + 4 + 8 * self.size, _U16.pack(index))
-                seen, index = index, self._avail_index()
-                if index == seen:
-                    break
-        return index
-
-    def _avail_index(self) -> int:
-        index = self._u16(self.avail + 2)
-        if (index - self._next_avail) & 0xFFFF > self.size:
-            raise GuestError(
-                f"virtqueue: avail idx {index} is more than {self.size} ahead of {self._next_avail}"
-            )
-        return index
-
-    def _chain(self, head: int) -> Chain:
-        """Walk the chain from descriptor `head`, through an indirect table at its end."""
-        readable: list[Segment] = []
-        writable: list[Segment] = []
-        total = 0
-        table, length, longest, inside = b"", self.size, self.size, False
-        i, steps = head, 0
-        while True:
-            if i >= length:
-                raise GuestError(f"virtqueue: descriptor {i} in a table of {length}")
-            if steps >= longest:
-                raise GuestError(f"virtqueue: the chain from {head} has more than {longest} parts")
-            steps += 1
-            raw = (
-                table[16 * i : 16 * i + 16] if inside else self.memory.read(self.desc + 16 * i, 16)
-            )
-            gpa, n, flags, following = _DESCRIPTOR.unpack(raw)
-            if flags & _INDIRECT:
-                if inside or not self.indirect or flags & _NEXT:
-                    raise GuestError(f"virtqueue: descriptor {i} may not be indirect")
-                if not n or n % 16 or n > 16 * MAX_CHAIN:
-                    raise GuestError(f"virtqueue: an indirect table of {n} bytes")
-                table, length, inside = self.memory.read(gpa, n), n // 16, True
-                longest, steps, i = MAX_CHAIN, len(readable) + len(writable), 0
-                continue
-            if flags & _WRITE:
-                writable.append(Segment(gpa, n))
-            elif writable:
-                raise GuestError(f"virtqueue: a readable part follows a writable one at {i}")
-            else:
-                readable.append(Segment(gpa, n))
-            total += n
-            if total > _MAX_CHAIN_BYTES:
-                raise GuestError(f"virtqueue: the chain from {head} is longer than 2^32 bytes")
-            if not flags & _NEXT:
-                return Chain(self.memory, head, readable, writable)
-            i = following
+SplitQueue = Virtqueue
+"""The name under which devices knew it while there was one layout."""

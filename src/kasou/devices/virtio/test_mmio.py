@@ -9,27 +9,13 @@ from hypothesis import strategies as st
 from kasou.devices.virtio.block import Answer, Request, VirtioBlock
 from kasou.devices.virtio.console import RECEIVE, TRANSMIT, VirtioConsole
 from kasou.devices.virtio.device import Interrupt, NoDevice, Status, VirtioDevice
+from kasou.devices.virtio.driver_model import Ram
 from kasou.devices.virtio.mmio import VirtioMmio
 from kasou.devices.virtio.rng import VirtioRng
-from kasou.errors import BusError, ConfigError, GuestError, HostError
+from kasou.errors import BusError, ConfigError, HostError
 
 NEXT, WRITE = 1, 2
 READY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK
-
-
-class Ram:
-    def __init__(self, n: int = 0x40000) -> None:
-        self.bytes = bytearray(n)
-
-    def read(self, gpa: int, n: int) -> bytes:
-        if gpa + n > len(self.bytes):
-            raise GuestError(f"{n} bytes at {gpa:#x} are outside RAM")
-        return bytes(self.bytes[gpa : gpa + n])
-
-    def write(self, gpa: int, data: bytes) -> None:
-        if gpa + len(data) > len(self.bytes):
-            raise GuestError(f"{len(data)} bytes at {gpa:#x} are outside RAM")
-        self.bytes[gpa : gpa + len(data)] = data
 
 
 class RamDisk:
@@ -53,6 +39,10 @@ class RamDisk:
 
     def flush(self) -> None:
         self.flushes += 1
+
+    def discard(self, offset: int, n: int) -> None: ...
+
+    def write_zeroes(self, offset: int, n: int, unmap: bool) -> None: ...
 
 
 class Driver:

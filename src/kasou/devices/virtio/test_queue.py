@@ -5,26 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kasou.devices.virtio.queue import MAX_CHAIN, Chain, Segment, SplitQueue
+from kasou.devices.virtio.driver_model import Ram
+from kasou.devices.virtio.queue import MAX_CHAIN, Chain, Virtqueue
 from kasou.errors import GuestError
 
 DESC, AVAIL, USED, DATA = 0x0, 0x400, 0x600, 0x1000
 NEXT, WRITE, INDIRECT = 1, 2, 4
-
-
-class Ram:
-    def __init__(self, n: int = 0x10000) -> None:
-        self.bytes = bytearray(n)
-
-    def read(self, gpa: int, n: int) -> bytes:
-        if gpa + n > len(self.bytes):
-            raise GuestError(f"{n} bytes at {gpa:#x} are outside RAM")
-        return bytes(self.bytes[gpa : gpa + n])
-
-    def write(self, gpa: int, data: bytes) -> None:
-        if gpa + len(data) > len(self.bytes):
-            raise GuestError(f"{len(data)} bytes at {gpa:#x} are outside RAM")
-        self.bytes[gpa : gpa + len(data)] = data
 
 
 class Driver:
@@ -33,9 +19,9 @@ class Driver:
     def __init__(self, size: int = 8, event_idx: bool = False) -> None:
         self.ram = Ram()
         self.size = size
-        self.queue = SplitQueue(self.ram, 64)
+        self.queue = Virtqueue(self.ram, 64)
         self.queue.size, self.queue.desc = size, DESC
-        self.queue.avail, self.queue.used = AVAIL, USED
+        self.queue.driver, self.queue.device = AVAIL, USED
         self.queue.indirect, self.queue.event_idx = True, event_idx
         self.queue.enable()
         self.idx = 0
@@ -96,8 +82,8 @@ def test_indirect_table_after_a_direct_part() -> None:
     d.ram.write(0x3000, struct.pack("<QIHHQIHH", DATA + 8, 4, NEXT, 1, DATA + 16, 4, WRITE, 0))
     d.offer(0)
     (chain,) = d.queue.chains()
-    assert chain.readable == [Segment(DATA, 4), Segment(DATA + 8, 4)]
-    assert chain.writable == [Segment(DATA + 16, 4)]
+    assert chain.readable == [(DATA, 4), (DATA + 8, 4)]
+    assert chain.writable == [(DATA + 16, 4)]
 
 
 def broken_loop(d: Driver) -> None:
@@ -142,6 +128,7 @@ def broken_table_outside(d: Driver) -> None:
 
 def broken_not_negotiated(d: Driver) -> None:
     d.queue.indirect = False
+    d.queue.enable()
     d.descriptor(0, 0x3000, 16, INDIRECT)
 
 
@@ -183,8 +170,8 @@ def test_broken_rings() -> None:
     d.offer(8)
     with pytest.raises(GuestError):
         list(d.queue.chains())
-    for field, value in (("size", 0), ("size", 3), ("size", 128), ("desc", 8), ("used", 2)):
-        queue = SplitQueue(Ram(), 64)
+    for field, value in (("size", 0), ("size", 3), ("size", 128), ("desc", 8), ("device", 2)):
+        queue = Virtqueue(Ram(), 64)
         setattr(queue, field, value)
         with pytest.raises(GuestError):
             queue.enable()
@@ -248,7 +235,7 @@ def test_state_continues() -> None:
     d.descriptor(0, DATA, 1)
     finish(d, times=3)
     d.offer(0)
-    again = SplitQueue(d.ram, 64)
+    again = Virtqueue(d.ram, 64)
     again.restore(d.queue.save())
     assert [c.head for c in again.chains()] == [0]
 

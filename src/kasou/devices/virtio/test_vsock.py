@@ -38,6 +38,13 @@ class Ram:
             raise GuestError(f"{len(data)} bytes at {gpa:#x} are outside RAM")
         self.bytes[gpa : gpa + len(data)] = data
 
+    def view(self, gpa: int, n: int) -> memoryview:
+        if gpa + n > len(self.bytes):
+            raise GuestError(f"{n} bytes at {gpa:#x} are outside RAM")
+        return memoryview(self.bytes)[gpa : gpa + n]
+
+    def wrote(self, gpa: int, n: int) -> None: ...
+
 
 class Guest:
     """A driver with three rings; what the device sends is in `packets`."""
@@ -55,7 +62,7 @@ class Guest:
         self.device.connect(self._interrupted)
         self.start(receive_buffers)
 
-    def _interrupted(self, _: object) -> None:
+    def _interrupted(self, *_: object) -> None:
         self.interrupts += 1
 
     def start(self, receive_buffers: int = SIZE, events: int = 4) -> None:
@@ -66,7 +73,7 @@ class Guest:
         for index, queue in enumerate(self.device.queues):
             base = 0x10_0000 * index
             queue.size = 16 if index == EVENT else SIZE
-            queue.desc, queue.avail, queue.used = base, base + 0x1000, base + 0x2000
+            queue.desc, queue.driver, queue.device = base, base + 0x1000, base + 0x2000
             self.ram.write(base + 0x1000, bytes(0x2000))
             self.device.enable_queue(index)
         self.device.set_status(15)
@@ -281,8 +288,10 @@ def test_credit_updates_do_not_pile_up_without_buffers() -> None:
     guest = Guest()
     owner = connected(guest, consume=False)
     guest.used(RECEIVE)
-    while guest.device.queues[RECEIVE].next_chain():
-        pass
+    queue = guest.device.queues[RECEIVE]
+    while chain := queue.next_chain():
+        queue.complete(chain, 0)
+    guest.used(RECEIVE)
     for _ in range(4):
         guest.send(Op.RW, owner.stream.host_port, 1024, bytes(1 << 16))
     for _ in range(RECEIVE_BYTES // 64):
