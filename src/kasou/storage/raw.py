@@ -1,39 +1,46 @@
 """A disk kept in an image file, byte for byte."""
 
-import fcntl
+import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from kasou.errors import ConfigError, HostError
+from kasou.storage.file import SECTOR, Cache, File
+from kasou.storage.opening import open_file
 
-SECTOR = 512
+QCOW2_MAGIC = b"QFI\xfb"
 
 
 class RawDisk:
     """The file (or block device) at `path` as a `Disk`, locked while it is open.
 
-    A writer's lock excludes everybody, readers share theirs. Raises `ConfigError` when the file
-    cannot be opened, is in use, or is not a whole number of sectors.
+    A writer's lock excludes everybody, readers share theirs. With `padded` (a backing file) a
+    last partial sector is filled with zeroes. With `guarded` (nobody said that the file is raw) a
+    write that would make its start look like another format is refused, lest the guest choose
+    what the host opens next time. Raises `ConfigError` when the file cannot be opened, is in use,
+    or is not a whole number of sectors.
     """
 
-    def __init__(self, path: str | os.PathLike[str], read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        read_only: bool = False,
+        *,
+        cache: Cache = Cache.WRITEBACK,
+        padded: bool = False,
+        guarded: bool = False,
+        file: File | None = None,
+    ) -> None:
         self.path = Path(path)
         self._read_only = read_only
-        flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+        self._guarded = guarded
+        self._file = file or open_file(path, read_only=read_only, cache=cache)
         try:
-            self._fd = os.open(self.path, flags)
-        except OSError as error:
-            way_out = (
-                "; attach it read-only"
-                if isinstance(error, PermissionError) and os.access(self.path, os.R_OK)
-                else ""
-            )
-            raise ConfigError(f"disk {self.path}: {error.strerror}{way_out}") from error
-        try:
-            self._size = self._check()
+            self._size = self._measure(padded)
         except BaseException:
-            os.close(self._fd)
+            self._file.close()
             raise
 
     @property
@@ -48,44 +55,60 @@ class RawDisk:
 
     def read(self, offset: int, n: int) -> bytes:
         """`n` bytes from byte `offset`. Raises `HostError`."""
-        parts = []
-        try:
-            while n:
-                part = os.pread(self._fd, n, offset)
-                if not part:
-                    raise HostError(f"disk {self.path}: ends at {offset}, it was truncated in use")
-                parts.append(part)
-                offset += len(part)
-                n -= len(part)
-        except OSError as error:
-            raise HostError(f"disk {self.path}: read at {offset}: {error.strerror}") from error
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = self._file.read(offset, n)
+        return data if len(data) == n else data + self._missing(offset + len(data), n - len(data))
+
+    def readv(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill `views` in order, from byte `offset`. Raises `HostError`."""
+        done = self._file.readv(offset, views)
+        n = sum(map(len, views))
+        if done != n:
+            missing = self._missing(offset + done, n - done)
+            for view in views:
+                view[done : len(view)] = missing[: max(0, len(view) - done)]
+                done = max(0, done - len(view))
 
     def write(self, offset: int, data: bytes) -> None:
         """Store `data` at byte `offset`. Raises `HostError`."""
-        if self._read_only:
-            raise HostError(f"disk {self.path}: is attached read-only")
-        view = memoryview(data)
-        try:
-            while view:
-                done = os.pwrite(self._fd, view, offset)
-                offset += done
-                view = view[done:]
-        except OSError as error:
-            raise HostError(f"disk {self.path}: write at {offset}: {error.strerror}") from error
+        self._admit(offset, data)
+        self._file.write(offset, data)
+
+    def writev(self, offset: int, views: Sequence[bytes | memoryview]) -> None:
+        """Store `views` one after the other at byte `offset`. Raises `HostError`."""
+        self._admit(offset, b"".join(bytes(view[:4]) for view in views[:4]))
+        self._file.writev(offset, views)
 
     def flush(self) -> None:
         """Wait until all writes are on stable storage. Raises `HostError`."""
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            raise HostError(f"disk {self.path}: flush: {error.strerror}") from error
+        self._file.sync()
+
+    def discard(self, offset: int, n: int) -> None:
+        """Give the space of `n` bytes back where the file system can. Raises `HostError`."""
+        self._admit(offset)
+        if n:
+            self._file.punch(offset, n)
+
+    def write_zeroes(self, offset: int, n: int, unmap: bool) -> None:
+        """Make `n` bytes read as zero. Raises `HostError`."""
+        self._admit(offset)
+        if n:
+            self._file.zero(offset, n, unmap)
+
+    def freeze(self) -> None:
+        """Flush, accept no further write, and let others read. Raises `HostError`, `ConfigError`."""
+        if not self._read_only:
+            self._file.sync()
+            self._read_only = True
+            self._file.downgrade()
+
+    def thaw(self) -> None:
+        """Take back a `freeze`. Raises `ConfigError` when somebody reads the file by now."""
+        self._file.upgrade()
+        self._read_only = False
 
     def close(self) -> None:
         """Give up file and lock; may be called twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._file.close()
 
     def __enter__(self) -> "RawDisk":
         return self
@@ -98,22 +121,30 @@ class RawDisk:
     ) -> None:
         self.close()
 
-    def _check(self) -> int:
-        """Lock the file and return its size."""
-        kind = fcntl.LOCK_SH if self._read_only else fcntl.LOCK_EX
+    def _admit(self, offset: int, data: bytes = b"") -> None:
+        """Raise unless this write may happen."""
+        if self._read_only:
+            raise HostError(f"disk {self.path}: is attached read-only", errno.EROFS)
+        if self._guarded and not offset and data[:4] == QCOW2_MAGIC:
+            raise HostError(
+                f"disk {self.path}: the guest writes another format's header to a disk whose "
+                "format was guessed; give format=raw to allow it",
+                errno.EPERM,
+            )
+
+    def _missing(self, offset: int, n: int) -> bytes:
+        """Zeroes for the padding of the last sector; elsewhere the file must not end."""
+        if offset + n <= self._size and n < SECTOR and offset + n > self._size - SECTOR:
+            return bytes(n)
+        raise HostError(f"disk {self.path}: ends at {offset}, it was truncated in use", errno.EIO)
+
+    def _measure(self, padded: bool) -> int:
         try:
-            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"disk {self.path}: is in use by another machine; stop it, or attach the disk "
-                "read-only in both"
-            ) from error
-        except OSError as error:
-            raise ConfigError(f"disk {self.path}: cannot be locked: {error.strerror}") from error
-        try:
-            size = os.lseek(self._fd, 0, os.SEEK_END)
-        except OSError as error:
-            raise ConfigError(f"disk {self.path}: {error.strerror}; not an image file") from error
+            size = self._file.size()
+        except HostError as error:
+            raise ConfigError(f"{error}; not an image file") from error
+        if padded:
+            return -(-size // SECTOR) * SECTOR
         if size % SECTOR or not size:
             raise ConfigError(
                 f"disk {self.path}: {size} bytes, expected a positive multiple of {SECTOR}; "

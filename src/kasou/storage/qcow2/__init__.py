@@ -1,0 +1,12 @@
+"""The qcow2 image format, versions 2 and 3. (QEMU, docs/interop/qcow2)
+
+- `header`      the first cluster: sizes, features, where the tables are
+- `geometry`    how offsets are cut, and the bits of table entries
+- `tables`      L1 and L2: which host cluster holds a guest cluster
+- `refcounts`   which host clusters are in use; the allocator
+- `compressed`  compressed clusters
+- `snapshots`   the list of internal snapshots
+- `image`       the disk: read, write, and the order in which things reach the medium
+- `create`      a new, empty image
+- `check`       does every table agree with every other; mending what does not
+"""
