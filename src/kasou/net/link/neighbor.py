@@ -68,8 +68,8 @@ class NeighborCache(Generic[Waiting]):
         found = self._neighbors.get(address)
         return found.mac if found else None
 
-    def lookup(self, address: IpAddress, packet: Waiting, now: int) -> MacAddress | None:
-        """The link address of `address`; None means that `packet` waits until it is known."""
+    def lookup(self, address: IpAddress, now: int) -> MacAddress | None:
+        """The link address of `address`; None starts to ask, and a packet may then `wait`."""
         found = self._neighbors.get(address)
         if found is None:
             if len(self._neighbors) >= MAX_NEIGHBORS:
@@ -78,15 +78,16 @@ class NeighborCache(Generic[Waiting]):
             self._neighbors[address] = found
             self._solicit.append((address, None))
         found.used = now
-        if found.mac is None:
-            found.waiting.append(packet)
-            return None
         if found.state is Reachability.REACHABLE and now >= found.timer:
             found.state = Reachability.STALE
         if found.state is Reachability.STALE:
             found.state, found.solicits = Reachability.PROBE, 0
             found.timer = now + DELAY_FIRST_PROBE_NS
         return found.mac
+
+    def wait(self, address: IpAddress, packet: Waiting) -> None:
+        """Keep `packet` until `address`, whose `lookup` gave None, is known."""
+        self._neighbors[address].waiting.append(packet)
 
     def learn(
         self, address: IpAddress, mac: MacAddress, now: int, *, confirmed: bool, create: bool = True

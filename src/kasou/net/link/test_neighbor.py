@@ -1,3 +1,5 @@
+from typing import Any
+
 from kasou.net.link.neighbor import (
     DELAY_FIRST_PROBE_NS,
     MAX_WAITING,
@@ -11,17 +13,24 @@ from kasou.net.wire.address import ip, mac
 HOST, AT = ip("10.0.2.15"), mac("52:54:00:12:34:56")
 
 
+def send(cache: NeighborCache[Any], packet: Any, now: int) -> bytes | None:
+    found = cache.lookup(HOST, now)
+    if found is None:
+        cache.wait(HOST, packet)
+    return found
+
+
 def test_packets_wait_for_the_answer() -> None:
     cache: NeighborCache[str] = NeighborCache()
-    assert cache.lookup(HOST, "one", 0) is None and cache.lookup(HOST, "two", 1) is None
+    assert send(cache, "one", 0) is None and send(cache, "two", 1) is None
     assert cache.to_solicit() == [(HOST, None)] and cache.to_solicit() == []
     assert cache.learn(HOST, AT, 2, confirmed=True) == ["one", "two"]
-    assert cache.lookup(HOST, "three", 3) == AT and cache.deadline() is None
+    assert send(cache, "three", 3) == AT and cache.deadline() is None
 
 
 def test_nobody_answers() -> None:
     cache: NeighborCache[str] = NeighborCache()
-    cache.lookup(HOST, "one", 0)
+    send(cache, "one", 0)
     asked, failed, now = cache.to_solicit(), [], 0
     while (due := cache.deadline()) is not None:
         now = due
@@ -34,14 +43,14 @@ def test_nobody_answers() -> None:
 def test_the_oldest_waiting_packet_gives_way() -> None:
     cache: NeighborCache[int] = NeighborCache()
     for number in range(MAX_WAITING + 2):
-        cache.lookup(HOST, number, 0)
+        send(cache, number, 0)
     assert cache.learn(HOST, AT, 1, confirmed=True) == list(range(2, MAX_WAITING + 2))
 
 
 def test_a_stale_neighbor_is_used_and_probed() -> None:
     cache: NeighborCache[str] = NeighborCache()
     cache.learn(HOST, AT, 0, confirmed=True)
-    assert cache.lookup(HOST, "x", REACHABLE_NS) == AT and cache.state(HOST) is Reachability.PROBE
+    assert send(cache, "x", REACHABLE_NS) == AT and cache.state(HOST) is Reachability.PROBE
     assert cache.deadline() == REACHABLE_NS + DELAY_FIRST_PROBE_NS
     cache.handle_timer(REACHABLE_NS + DELAY_FIRST_PROBE_NS)
     assert cache.to_solicit() == [(HOST, AT)]
