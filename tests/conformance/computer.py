@@ -40,7 +40,7 @@ class Computer:
         self.core: Core
         if engine == "interpreter":
             core = InterpreterCore(0, self, SharedTables(self.memory, 1))
-            self.core, self.reference = core, core.reference
+            self.core, self.reference = core, core.model
         else:
             slow = ReferenceCore(0, self, self.memory)
             self.core, self.reference = slow, slow.hart

@@ -27,6 +27,7 @@ _ENGINE = (
     ("hard_limit", "count at which to leave to Python"), ("slice", "instructions between services"),
     ("attention", "negative: leave the block at the next taken branch"),
     ("exit_request", "nonzero: Python asks the hart to leave"),
+    ("debug", "1: ebreak leaves to Python, for a debugger"),
     ("exit_reason", "`Exit`"), ("mmio_pa", ""), ("mmio_size", ""), ("mmio_write", ""),
     ("mmio_value", ""), ("mmio_done", "1: the access has happened, its value is in mmio_value"),
     ("mmio_va", "for the fault if nothing answers"),
@@ -62,6 +63,7 @@ class Exit(IntEnum):
     ECALL = 4
     WFI = 5
     REQUEST = 6
+    DEBUG = 7
 
 
 ENGINE_CELLS = {

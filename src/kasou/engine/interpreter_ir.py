@@ -174,6 +174,11 @@ def _trap(hart: HandlerHart) -> None:
     pc = hart.pc
     cause = hart.trap_cause
     hart.store_now("pc", pc)
+    if (cause == int(Cause.BREAKPOINT)) & (hart.debug != 0):
+        hart.store_now("remaining", hart.left())
+        hart.store_now("exit_reason", int(Exit.DEBUG))
+        hart.tracer.raw("  ret void")
+        return
     hart.store_now("remaining", hart.left() - 1)
     hart.store_now("mmio_done", 0)
     hart.store_now("minstret_base", minstret_after_trap(hart))

@@ -66,6 +66,8 @@ class Core:
         """Compiled code is running, or about to."""
         self.asleep = False
         """wfi, and nothing to do."""
+        self.breakpoints: frozenset[int] = frozenset()
+        """Addresses (gva) before which `run` ends with `Exit.DEBUG`; an ebreak stands there."""
 
     # ---- time
     def time(self, _hart: Any = None) -> int:
@@ -118,6 +120,20 @@ class Core:
     def fence(self) -> None:
         """`fence.i` and `sfence.vma`, asked for by another hart; at the next boundary."""
 
+    @property
+    def model(self) -> ReferenceHart:
+        """The reference model on this hart's state."""
+        raise AssertionError("an engine gives this")
+
+    def translated(self, gva: int) -> int:
+        """The gpa that a load at `gva` would reach; the hart must stand still. Raises `Trap`."""
+        from kasou.isa.translation import checked_translate, data_privilege
+        from kasou.isa.word import Word
+
+        model = self.model
+        load, one = Word(1), Word(1)
+        return int(checked_translate(model, Word(gva), load, one, data_privilege(model)))
+
     def sees_interrupt(self) -> bool:
         """Whether `wfi` would not wait: something is pending that mie enables. (Priv. 3.3.3)"""
         get = self.block.get
@@ -154,8 +170,7 @@ class InterpreterCore(Core):
         self.block.set("remaining", 0)
 
     @property
-    def reference(self) -> ReferenceHart:
-        """The reference model on this hart's state, for what compiled code leaves to it."""
+    def model(self) -> ReferenceHart:
         if self._reference is None:
             from kasou.engine.reference import ReferenceHart
 
@@ -177,7 +192,9 @@ class InterpreterCore(Core):
                 host.environment_call(self)
                 if self.block.get("exit_request"):
                     return Exit.REQUEST
-            elif reason == Exit.REFERENCE:
+            elif reason == Exit.REFERENCE or (
+                reason == Exit.DEBUG and self.block.get("pc") not in self.breakpoints
+            ):
                 if self._step_reference() == "wfi":
                     return Exit.WFI
                 if self.block.get("exit_request"):
@@ -192,14 +209,14 @@ class InterpreterCore(Core):
 
         get = self.block.get
         cause = 7 if get("mmio_write") else 5
-        take_trap(self.reference, Word(cause), Word(get("mmio_va")), Word(get("pc")))
+        take_trap(self.model, Word(cause), Word(get("mmio_va")), Word(get("pc")))
         self.block.set("context_dirty", 1)
         self.block.set("remaining", get("remaining") - 1)
-        self.block.set("minstret_base", int(minstret_after_trap(self.reference)))
+        self.block.set("minstret_base", int(minstret_after_trap(self.model)))
 
     def _step_reference(self) -> str | None:
         """Run the instruction at pc by the reference model; what its step says."""
-        reference = self.reference
+        reference = self.model
         reference.instructions = self.count
         said = reference.step(interrupts=False)  # they are taken at service points
         self.block.set("context_dirty", 1)
@@ -238,6 +255,10 @@ class ReferenceCore(Core):
     def count(self) -> int:
         return self.hart.instructions
 
+    @property
+    def model(self) -> ReferenceHart:
+        return self.hart
+
     def set_count(self, count: int) -> None:
         self.hart.instructions = count
 
@@ -255,6 +276,8 @@ class ReferenceCore(Core):
                 if block.get("exit_request"):
                     block.set("exit_request", 0)
                     return Exit.REQUEST
+            if self.breakpoints and block.get("pc") in self.breakpoints:
+                return Exit.DEBUG
             reason = hart.step()
             if reason == "ecall":
                 self.host.environment_call(self)

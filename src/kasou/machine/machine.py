@@ -288,6 +288,11 @@ class Machine:
         return self.runner.park()
 
     @property
+    def entry(self) -> int:
+        """Where the first hart starts after power-on, gpa."""
+        return self._plan.entry
+
+    @property
     def is_paused(self) -> bool:
         """Whether `pause` holds the harts."""
         return self._paused_since is not None

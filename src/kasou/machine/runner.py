@@ -57,6 +57,8 @@ class Runner:
         """How many want the harts to stand still."""
         self._moving = 0
         """Threads that are not waiting at the gate."""
+        self.on_breakpoint: Callable[[int], None] | None = None
+        """Called with the hart's number, on its thread, when it stops; the harts are then held."""
         self.companions: list[Companion] = []
         self._armed = threading.Event()
         self._timekeeper: threading.Thread | None = None
@@ -77,14 +79,18 @@ class Runner:
         finally:
             self.release()
 
-    def hold(self) -> None:
-        """Stop all harts at an instruction boundary, until `release` was called as often."""
+    def hold(self, wait: bool = True) -> None:
+        """Stop all harts at an instruction boundary, until `release` was called as often.
+
+        A hart's own thread does not `wait`: it stops when it comes to the end of its slice.
+        """
         with self._gate:
             self._parkers += 1
             if self._parkers == 1:
                 for core in self.machine.cores:
                     core.request_exit()
-            self._gate.wait_for(lambda: self._moving == 0)
+            if wait:
+                self._gate.wait_for(lambda: self._moving == 0)
 
     def release(self) -> None:
         """Let the harts go on, if nobody else holds them."""
@@ -97,6 +103,22 @@ class Runner:
     def parked(self) -> bool:
         """Whether somebody holds the harts."""
         return self._parkers > 0
+
+    def step(self, core: Core) -> None:
+        """Run one instruction of a hart on the caller's thread; all harts must be parked."""
+        assert self.parked and not self._moving, "a step beside running harts"
+        core.block.set("exit_request", 0)
+        self._local.core = core
+        try:
+            core.run(core.count + 1)
+        finally:
+            del self._local.core
+
+    def _breakpoint(self, core: Core) -> None:
+        """A hart stands before a breakpoint: hold all for whoever debugs."""
+        self.hold(wait=False)
+        if self.on_breakpoint is not None:
+            self.on_breakpoint(core.index)
 
     def _pass_gate(self) -> None:
         """Between slices: wait here while the harts are to stand still."""
@@ -204,6 +226,8 @@ class Runner:
             reason = core.run(until)
             if reason == Exit.WFI:
                 self.sleep(core)
+            elif reason == Exit.DEBUG:
+                self._breakpoint(core)
             self._after_slice(core, limit)
 
     def _after_slice(self, core: Core, limit: int) -> None:
@@ -246,6 +270,9 @@ class Runner:
                 core.block.set("attention", NEVER)
                 reason = core.run(min(limit, core.count + turn))
                 core.asleep = reason == Exit.WFI
+                if reason == Exit.DEBUG:
+                    self._breakpoint(core)
+                    break
                 idle = idle and core.asleep
                 self._after_slice(core, limit)
             if idle and not self.stopping:
