@@ -73,9 +73,14 @@ class Chain:
         self.readable = readable
         self.writable = writable
         self.slots = slots
-        self.readable_bytes = readable_bytes = sum([n for _, n in readable])
-        self.writable_bytes = writable_bytes = sum([n for _, n in writable])
-        if readable_bytes + writable_bytes > MAX_CHAIN_BYTES:
+        total = 0
+        for _, n in readable:
+            total += n
+        self.readable_bytes = total
+        for _, n in writable:
+            total += n
+        self.writable_bytes = total - self.readable_bytes
+        if total > MAX_CHAIN_BYTES:
             raise GuestError(f"virtqueue: the chain from {head} has 2^32 bytes or more")
 
     def read(self, offset: int, n: int) -> bytes:

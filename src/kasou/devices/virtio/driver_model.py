@@ -358,7 +358,27 @@ class Driver:
             self.rings.append(self.ring(at, min(size, most)))
             self.start(len(self.rings) - 1)
             at += 0x1000
+        self._next = at
         face.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+
+    def room(self, n: int) -> int:
+        """The gpa of `n` fresh bytes behind the rings, 64-byte aligned."""
+        gpa = self._next
+        self._next += n + 63 & ~63
+        return gpa
+
+    def place(self, data: bytes) -> int:
+        """The gpa of a copy of `data` in fresh bytes."""
+        gpa = self.room(len(data))
+        self.ram.write(gpa, data)
+        return gpa
+
+    def send(self, index: int, data: bytes, room: int = 0) -> bytes:
+        """Offer `data` and then `room` bytes as one chain: what the device wrote there, at once."""
+        parts = [(self.place(data), len(data), 0)] if data else []
+        answer = self.room(room)
+        parts += [(answer, room, WRITE)] if room else []
+        return self.ram.read(answer, self.request(index, parts))
 
     def ring(self, at: int, size: int) -> DriverRing:
         """A new ring in the negotiated layout."""

@@ -102,12 +102,12 @@ class Virtqueue:
         ring = self._ring
         if ring is None:
             return
-        in_use = self._in_use
-        while self._ring is ring and self._again:
-            yield self._taken_again()
-        if self._ring is ring:
-            ring.look()
-        while self._ring is ring and (chain := ring.take()) is not None:
+        ring.look()
+        in_use, again = self._in_use, self._again
+        while self._ring is ring:
+            chain = again.popleft() if again else ring.take()
+            if chain is None:
+                return
             in_use[chain] = None
             yield chain
 
@@ -116,9 +116,7 @@ class Virtqueue:
         ring = self._ring
         if ring is None:
             return None
-        if self._again:
-            return self._taken_again()
-        chain = ring.take()
+        chain = self._again.popleft() if self._again else ring.take()
         if chain is None:
             ring.look()
             chain = ring.take()
@@ -157,11 +155,6 @@ class Virtqueue:
     def wants_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was completed since this was last asked."""
         return self._ring is not None and self._ring.wants_interrupt()
-
-    def _taken_again(self) -> Chain:
-        chain = self._again.popleft()
-        self._in_use[chain] = None
-        return chain
 
     # ------------------------------------------------------------------ rest
     @property

@@ -81,25 +81,22 @@ class SplitRing:
         to the index just read, and the index read again until it stood still; as nothing is
         completed meanwhile, the driver can move it `size` times at most.
         """
-        index = self._avail_index()
+        avail, size = self._avail, self._size
+        index = avail[1]
         if self._event_idx:
-            for _ in range(self._size):
+            for _ in range(size):
                 self._avail_event[0] = index
                 with self._fence:  # the store before the load: "a suitable memory barrier"
                     pass
-                seen, index = index, self._avail_index()
+                seen, index = index, avail[1]
                 if index == seen:
                     break
-            self._memory.wrote(self._used_at + 4 + 8 * self._size, 2)
-        self._seen = index
-
-    def _avail_index(self) -> int:
-        index = self._avail[1]
-        if (index - self.next_avail) & 0xFFFF > self._size:
+            self._memory.wrote(self._used_at + 4 + 8 * size, 2)
+        if (index - self.next_avail) & 0xFFFF > size:
             raise GuestError(
-                f"virtqueue: avail idx {index} is more than {self._size} ahead of {self.next_avail}"
+                f"virtqueue: avail idx {index} is more than {size} ahead of {self.next_avail}"
             )
-        return index
+        self._seen = index
 
     def take(self) -> Chain | None:
         """The next chain of those that `look` saw. Raises `GuestError`."""
@@ -147,25 +144,26 @@ class SplitRing:
     # ------------------------------------------------------------------ used
     def complete(self, chain: Chain, written: int) -> None:
         """Give one chain back."""
-        self._store(chain, written)
-        self._publish()
+        index = self.next_used
+        at = 2 * (index & self._size - 1)
+        self._used[at] = chain.head
+        self._used[at + 1] = written
+        self.next_used = self._used_header[1] = index + 1 & 0xFFFF  # publish last
+        self.unsignalled += 1
+        self.free += 1
+        self._memory.wrote(self._used_at, self._used_bytes)
 
     def complete_many(self, chains: list[tuple[Chain, int]]) -> None:
         """Give chains back so that the driver sees all of them at once."""
+        index = self.next_used
         for chain, written in chains:
-            self._store(chain, written)
-        self._publish()
-
-    def _store(self, chain: Chain, written: int) -> None:
-        at = 2 * (self.next_used & self._size - 1)
-        self._used[at] = chain.head
-        self._used[at + 1] = written
-        self.next_used = (self.next_used + 1) & 0xFFFF
-        self.unsignalled += 1
-        self.free += 1
-
-    def _publish(self) -> None:
-        self._used_header[1] = self.next_used
+            at = 2 * (index & self._size - 1)
+            self._used[at] = chain.head
+            self._used[at + 1] = written
+            index += 1
+        self.next_used = self._used_header[1] = index & 0xFFFF  # publish last
+        self.unsignalled += len(chains)
+        self.free += len(chains)
         self._memory.wrote(self._used_at, self._used_bytes)
 
     def wants_interrupt(self) -> bool:
