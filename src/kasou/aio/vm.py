@@ -19,9 +19,11 @@ from kasou.aio.definition import create, define
 from kasou.control import operations as op
 from kasou.control.client import ByteStream, ControlClient
 from kasou.control.running_vm import describe
+from kasou.control.snapshots import SUFFIX, list_all, unpack
+from kasou.control.snapshots import find as find_snapshot
 from kasou.control.start import start
 from kasou.control.vm_config import DriveConfig, MountConfig, VmConfig
-from kasou.control.vm_directory import VmDirectory, find
+from kasou.control.vm_directory import VmDirectory, find, free_name
 from kasou.errors import ConfigError, KasouError
 
 Command = str | Sequence[str]
@@ -91,6 +93,28 @@ class VM:
         vm = cls._of(find(name), owned=False)
         if vm.directory.is_locked():
             await vm._look()
+        return vm
+
+    @classmethod
+    async def load(cls, path: str | os.PathLike[str], name: str | None = None) -> Self:
+        """A VM that goes on from a file that `save` wrote; without `name` it is ephemeral.
+
+        Raises `ConfigError` when the file is damaged or foreign.
+        """
+        file = Path(path).absolute()
+
+        def make() -> VmDirectory:
+            stem = file.name.removesuffix(SUFFIX) or "vm"
+            directory = unpack(file, name or next(free_name(stem)), ephemeral=name is None)
+            try:
+                start(directory, file)
+            except BaseException:
+                directory.remove()
+                raise
+            return directory
+
+        vm = cls._of(await asyncio.to_thread(make), owned=True)
+        await vm._look()
         return vm
 
     @classmethod
@@ -270,7 +294,7 @@ class VM:
         if self.directory.is_locked():
             await self.client.call(op.SnapshotRestore(name))
         else:
-            await asyncio.to_thread(start, self.directory, name)
+            await asyncio.to_thread(start, self.directory, find_snapshot(self.directory, name))
         await self._look()
 
     async def fork(self) -> Self:
@@ -286,6 +310,10 @@ class VM:
         for copy in copies:
             await copy._look()
         return copies
+
+    async def snapshots(self) -> list[op.SnapshotInfo]:
+        """Its snapshots, oldest first."""
+        return await asyncio.to_thread(list_all, self.directory)
 
     async def save(self, path: str | os.PathLike[str], stop: bool = True) -> None:
         """Write all of it into one file, from which `load` goes on; it ends unless `stop` is False."""

@@ -5,6 +5,7 @@ Each method waits for the one of the same name in `kasou.aio`; what it does is w
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from types import TracebackType
@@ -58,6 +59,11 @@ class VM:
     def open(cls, name: str) -> Self:
         """The VM called `name`, running or not; see `kasou.aio.VM.open`."""
         return cls._over(wait_for(aio.VM.open(name)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], name: str | None = None) -> Self:
+        """A VM that goes on from a saved one's file; see `kasou.aio.VM.load`."""
+        return cls._over(wait_for(aio.VM.load(path, name)))
 
     def __enter__(self) -> Self:
         wait_for(self._behind.__aenter__())
@@ -116,6 +122,7 @@ class VM:
 
     # ------------------------------------------------------------------ snapshots, forks
     snapshot = blocking(aio.VM.snapshot)
+    snapshots = blocking(aio.VM.snapshots)
     restore = blocking(aio.VM.restore)
     save = blocking(aio.VM.save)
 

@@ -1,46 +1,48 @@
 """From a VM's configuration to its machine, with everything plugged in.
 
-The one place where storage, network and machine meet. What is opened here is closed by `close`.
+The one place where storage, network and machine meet.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from kasou.control.disks import VmDisks
 from kasou.control.vm_config import VmConfig
 from kasou.control.vm_directory import VmDirectory
-from kasou.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kasou.machine.config import MachineConfig, Nic, Peripherals
+    from kasou.engine.frozen_memory import FrozenMemory
+    from kasou.machine.config import MachineConfig, Nic
     from kasou.machine.machine import Machine
-    from kasou.ports import Disk
+    from kasou.machine.state import MachineState
 
 GUEST_CID = 3
 """The guest's address on its own socket device; each VM has a device of its own."""
 
 
-@dataclass(slots=True)
-class Plugged:
-    """What stands behind a machine's devices, on the host's side."""
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A machine at rest, to go on from: a snapshot's or a fork's. `tops` are its disks' images."""
 
-    disks: list[Disk] = field(default_factory=list)
-    network: Any = None
-    peripherals: Peripherals | None = None
-    closers: list[Callable[[], None]] = field(default_factory=list)
+    memory: FrozenMemory
+    state: MachineState
+    tops: Mapping[str, str] = field(default_factory=dict)
+    snapshot: str | None = None
 
-    def close(self) -> None:
-        """Close all, the last opened first; the machine has ended."""
-        while self.closers:
-            with contextlib.suppress(OSError):
-                self.closers.pop()()
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A machine and the disks plugged into it, which its owner closes when it has ended."""
+
+    machine: Machine
+    disks: VmDisks
 
 
 def machine_config(config: VmConfig) -> MachineConfig:
@@ -62,49 +64,38 @@ def machine_config(config: VmConfig) -> MachineConfig:
     )
 
 
-def plug(config: VmConfig, directory: VmDirectory | None) -> Plugged:
-    """Open disks and network. Raises `ConfigError`, `HostError`."""
+def assemble(
+    config: VmConfig,
+    directory: VmDirectory,
+    nics: tuple[Nic, ...],
+    console_output: Callable[[bytes], None],
+    origin: Origin | None = None,
+) -> Assembled:
+    """The machine, ready to `run`: from power-on, or from `origin`.
+
+    Raises `ConfigError` and `HostError` for what cannot be opened, built or booted.
+    """
     from kasou.machine.config import Peripherals, Share
-
-    plugged = Plugged()
-    try:
-        _open_disks(plugged, config)
-        shares = tuple(
-            Share(Path(mount.source), mount.tag, mount.read_only) for mount in config.mounts
-        )
-        plugged.peripherals = Peripherals(
-            disks=tuple(plugged.disks), nics=_nics(plugged, config, directory), shares=shares,
-            vsock_cid=GUEST_CID if config.agent else None,
-        )  # fmt: skip
-    except BaseException:
-        plugged.close()
-        raise
-    return plugged
-
-
-def _open_disks(plugged: Plugged, config: VmConfig) -> None:
-    for drive in config.drives:
-        plugged.disks.append(_open_disk(plugged, drive.path, drive.read_only))
-
-
-def _open_disk(plugged: Plugged, path: str, read_only: bool) -> Disk:
-    from kasou.storage.raw import RawDisk
-
-    disk = cast("Disk", RawDisk(Path(path), read_only))
-    if close := getattr(disk, "close", None):
-        plugged.closers.append(close)
-    return disk
-
-
-def _nics(plugged: Plugged, config: VmConfig, directory: VmDirectory | None) -> tuple[Nic, ...]:
-    return ()
-
-
-def build(config: VmConfig, plugged: Plugged, console_output: Callable[[bytes], None]) -> Machine:
-    """The machine, ready to `run`. Raises `ConfigError`."""
     from kasou.machine.machine import Machine
 
-    return Machine(machine_config(config), console_output, plugged.peripherals)
+    disks = VmDisks(directory, config, origin.tops if origin is not None else None)
+    try:
+        peripherals = Peripherals(
+            disks=tuple(disks.open),
+            nics=nics,
+            shares=tuple(Share(Path(m.source), m.tag, m.read_only) for m in config.mounts),
+            vsock_cid=GUEST_CID if config.agent else None,
+        )
+        memory = origin.memory if origin is not None else None
+        machine = Machine(machine_config(config), console_output, peripherals, memory)
+        if origin is not None:
+            from kasou.machine.state import restore
+
+            restore(machine, origin.state)
+    except BaseException:
+        disks.close()
+        raise
+    return Assembled(machine, disks)
 
 
 def mac_address(config: VmConfig) -> bytes:
@@ -120,6 +111,22 @@ def machine_id(config: VmConfig) -> str:
     return uuid.uuid4().hex
 
 
-def not_there(what: str) -> ConfigError:
-    """Something that was asked for and that this kasou lacks."""
-    return ConfigError(f"{what}: this version of kasou cannot do it")
+def preload() -> None:
+    """Import and load what every machine needs, so that processes forked from this one have it."""
+    import asyncio  # noqa: F401
+
+    import kasou.control.server
+    import kasou.machine.machine
+    import kasou.machine.state
+    import kasou.storage.create
+    import kasou.storage.disk
+    import kasou.vmm.fork
+    import kasou.vmm.snapshot  # noqa: F401
+    from kasou.engine import interpreter, object_cache
+
+    assert interpreter
+    object_cache.load()
+
+
+Handlers = dict[str, Callable[[Any], Any]]
+"""For each operation, by name, what carries it out: see `server.Operated`."""

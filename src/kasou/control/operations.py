@@ -155,6 +155,14 @@ class Resume(Request[Done]):
 
 
 @dataclass(frozen=True, slots=True)
+class Keep(Request[Done]):
+    """Make an ephemeral VM an ordinary one, which stays when nobody holds it."""
+
+    operation = "keep"
+    answer = Done
+
+
+@dataclass(frozen=True, slots=True)
 class Hold(Request[Done]):
     """Keep a held VM alive: it ends when the last connection that holds it has closed."""
 
@@ -271,7 +279,7 @@ class Save(Request[Done]):
 OPERATIONS: dict[str, type[Request[Any]]] = {
     request.operation: request
     for request in (
-        Info, Stop, Wait, Pause, Resume, Hold, Console, Tunnel, Capture,
+        Info, Stop, Wait, Pause, Resume, Keep, Hold, Console, Tunnel, Capture,
         PortList, PortAdd, PortRemove,
         SnapshotCreate, SnapshotRestore, SnapshotRemove, Fork, Save,
     )

@@ -1,41 +1,47 @@
 """A VM that runs in this process: its machine, and the operations on it.
 
 One thread runs the machine (`run`), the control thread serves requests, and operations that change
-the machine's state take turns by `_changing`. Methods are named as the rows of `operations`.
+the machine's state take turns by `changing`. The machine may be exchanged for another one, as it was
+in a snapshot: `run` goes on with that. `handlers` are the rows of `operations`, some from here, the
+others from `moments` and `vm_network`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from kasou.control import operations as op
-from kasou.control.assembly import Plugged, build, plug
-from kasou.control.serial import Attachment, SerialLog
-from kasou.control.server import Pump, copy_both_ways
+from kasou.control.assembly import Assembled, Handlers, Origin, assemble
+from kasou.control.serial import SerialLog
 from kasou.control.vm_config import VmConfig
 from kasou.control.vm_directory import State, VmDirectory, VmState
 from kasou.errors import ConfigError, HostError, KasouError
 
 if TYPE_CHECKING:
+    import asyncio
+
+    from kasou.control.server import Pump
     from kasou.machine.machine import Machine
+    from kasou.vmm.zygote import Zygote
 
 GRACE_SECONDS = 15.0
 """How long a held VM waits for the first one to hold it."""
-POWER_DOWN_SECONDS = 60.0
+END_SECONDS = 30.0
+"""How long a machine may take to stop and flush before its process is killed."""
 
 
 class RunningVm:
     """The VM of `directory`, whose lock the caller holds.
 
-    `terminal` gets what the serial port sends, besides the log. Raises `ConfigError` and
-    `HostError` for what cannot be built.
+    `terminal` gets what the serial port sends, besides the log. `origin` is what it goes on from.
+    Raises `ConfigError` and `HostError` for what cannot be built.
     """
 
     def __init__(
@@ -43,35 +49,66 @@ class RunningVm:
         directory: VmDirectory,
         config: VmConfig,
         terminal: Callable[[bytes], None] | None = None,
+        origin: Origin | None = None,
+        zygote: Zygote | None = None,
     ) -> None:
+        from kasou.control.moments import Moments
+
         self.directory = directory
         self.config = config
+        self.zygote = zygote
         self.serial = SerialLog(directory.console_log)
         self.started = time.time()
         self.ended: op.Ended | None = None
+        self.changing = threading.Lock()
+        """Held by whoever pauses, saves or exchanges the machine."""
+        self.restored_from = origin.snapshot if origin else None
+        self.is_ephemeral, self.is_held = config.ephemeral, config.held
         self._terminal = terminal
         self._finished = threading.Event()
-        self._changing = threading.Lock()
         self._paused = False
-        self._removed = False
         self._holders = 0
-        self._asked_to_end: str | None = None
+        self._next: Assembled | None = None
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-        self.plugged: Plugged = plug(config, directory)
-        try:
-            self.machine: Machine = build(config, self.plugged, self._console_output)
-        except BaseException:
-            self.plugged.close()
-            raise
-        self._say("running")
+        self.current: Assembled = self.assemble(origin)
+        self.moments = Moments(self)
+        self.handlers: Handlers = {
+            "info": self.info, "stop": self.stop, "wait": self.wait, "pause": self.pause,
+            "resume": self.resume, "keep": self.keep, "hold": self.hold,
+            "console": self.console, "tunnel": self.tunnel, "capture": self.capture,
+            "port_list": self.port_list, "port_add": self.port_add,
+            "port_remove": self.port_remove, **self.moments.handlers,
+        }  # fmt: skip
+        self.say("running")
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its harts are held still."""
+        return self._paused
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that runs now."""
+        return self.current.machine
+
+    def assemble(self, origin: Origin | None) -> Assembled:
+        """A machine of this VM, from power-on or from `origin`; errors as for the VM."""
+        return assemble(self.config, self.directory, (), self._console_output, origin)
 
     # ------------------------------------------------------------------ life
     def run(self, timeout: float | None = None) -> op.Ended:
-        """Run the machine to its end on this thread, then write down how it was."""
-        if self.config.held:
-            threading.Timer(GRACE_SECONDS, self._nobody_holds).start()
+        """Run the machine, and those it is exchanged for, to the end; write down how it was."""
+        if self.is_held:
+            timer = threading.Timer(GRACE_SECONDS, self._nobody_holds)
+            timer.daemon = True
+            timer.start()
         try:
-            outcome = self.machine.run(timeout)
+            while True:
+                outcome = self.machine.run(timeout)
+                if self._next is None:
+                    break
+                self.current.disks.close()
+                self.current, self._next = self._next, None
             ended = op.Ended(outcome.kind, outcome.code)
         except KasouError as problem:
             ended = op.Ended("failed", 125, str(problem))
@@ -83,25 +120,45 @@ class RunningVm:
             self._end(ended)
         return ended
 
+    def exchange(self, assembled: Assembled, snapshot: str | None) -> None:
+        """Go on with another machine; `changing` is held. The one that ran is dropped."""
+        self.refuse_ended()
+        if self._paused:
+            self.machine.resume()
+            self._paused = False
+        self._next = assembled
+        old = self.current
+        self.machine.stop()
+        deadline = time.monotonic() + END_SECONDS
+        while self.current is old:
+            if self._finished.is_set() or time.monotonic() > deadline:
+                raise HostError(f"{self.config.name}: the machine did not stop")
+            time.sleep(0.001)
+        self.restored_from = snapshot
+        self.say("running")
+
     def _end(self, ended: op.Ended) -> None:
-        self.plugged.close()
+        self.current.disks.close()
         self.ended = ended
-        if self.config.ephemeral:
-            with contextlib.suppress(KasouError):
+        with contextlib.suppress(KasouError):
+            if self.is_ephemeral:
                 self.directory.remove()
-        elif self.directory.exists:
-            with contextlib.suppress(KasouError):
-                self._say("stopped")
+            elif self.directory.exists:
+                self.say("stopped")
         self._finished.set()
         for loop, event in self._waiting:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(event.set)
 
-    def _say(self, state: State) -> None:
+    def say(self, state: State) -> None:
+        """Write down how it is."""
         ended = self.ended or op.Ended("")
         self.directory.write_state(
-            VmState(state, os.getpid(), self.started, ended.kind or None, ended.code, ended.message)
-        )
+            VmState(
+                state, os.getpid(), self.started, ended.kind or None, ended.code, ended.message,
+                self.restored_from,
+            )
+        )  # fmt: skip
 
     def _console_output(self, data: bytes) -> None:
         if self._terminal is not None:
@@ -109,23 +166,30 @@ class RunningVm:
         self.serial.write(data)
 
     def _nobody_holds(self) -> None:
-        if self._holders == 0:
+        if self.is_held and self._holders == 0:
             self.machine.stop()
+
+    def refuse_ended(self) -> None:
+        """Raises `ConfigError` when the machine has ended."""
+        if self._finished.is_set():
+            raise ConfigError(f"{self.config.name}: has ended")
 
     # ------------------------------------------------------------------ looking
     def info(self, request: op.Info) -> op.VmInfo:
         """What it is and how it does."""
         return describe(
-            self.config,
+            replace(self.config, ephemeral=self.is_ephemeral),
             self.directory,
             VmState("paused" if self._paused else "running", os.getpid(), self.started),
             statistics=self.machine.statistics(),
             ports=self._forwards(),
         )
 
-    # ------------------------------------------------------------------ ending
+    # ------------------------------------------------------------------ ending, pausing
     async def wait(self, request: op.Wait) -> op.Ended:
         """The machine's end."""
+        import asyncio
+
         event = asyncio.Event()
         self._waiting.append((asyncio.get_running_loop(), event))
         if not self._finished.is_set():
@@ -136,20 +200,27 @@ class RunningVm:
     def stop(self, request: op.Stop) -> op.Ended:
         """End it: by the power button, or at once."""
         if not request.force:
-            self._press_power_button()
-            if self._finished.wait(request.timeout):
-                assert self.ended is not None
-                return self.ended
-            if not request.then_force:
+            try:
+                self._press_power_button()
+                gone = self._finished.wait(request.timeout)
+            except ConfigError:
+                if not request.then_force:
+                    raise
+                gone = False
+            if not gone and not request.then_force:
                 raise HostError(
                     f"{self.config.name}: still running {request.timeout:g} s after it was asked to"
                     f" power off; kasou stop --force {self.config.name} ends it at once"
                 )
-        self.machine.stop()
-        if not self._finished.wait(POWER_DOWN_SECONDS):
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.end_now()
         assert self.ended is not None
         return self.ended
+
+    def end_now(self) -> None:
+        """Stop the machine and wait for its disks to be closed."""
+        self.machine.stop()
+        if not self._finished.wait(END_SECONDS):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _press_power_button(self) -> None:
         if self._paused:
@@ -161,27 +232,30 @@ class RunningVm:
 
     def pause(self, request: op.Pause) -> op.Done:
         """Stop the harts."""
-        with self._changing:
-            self._refuse_ended()
+        with self.changing:
+            self.refuse_ended()
             if not self._paused:
                 self.machine.pause()
                 self._paused = True
-                self._say("paused")
+                self.say("paused")
         return op.Done()
 
     def resume(self, request: op.Resume) -> op.Done:
         """Let the harts go on."""
-        with self._changing:
-            self._refuse_ended()
+        with self.changing:
+            self.refuse_ended()
             if self._paused:
                 self.machine.resume()
                 self._paused = False
-                self._say("running")
+                self.say("running")
         return op.Done()
 
-    def _refuse_ended(self) -> None:
-        if self._finished.is_set():
-            raise ConfigError(f"{self.config.name}: has ended")
+    def keep(self, request: op.Keep) -> op.Done:
+        """Make an ephemeral VM an ordinary one."""
+        self.is_ephemeral = self.is_held = False
+        self.config = replace(self.config, ephemeral=False, held=False)
+        self.directory.write_config(self.config)
+        return op.Done()
 
     # ------------------------------------------------------------------ streams
     async def hold(self, request: op.Hold) -> Pump:
@@ -194,17 +268,20 @@ class RunningVm:
                     pass
             finally:
                 self._holders -= 1
-                if self._holders == 0 and self.config.held:
-                    self.machine.stop()
+                self._nobody_holds()
 
         return pump
 
     async def console(self, request: op.Console) -> Pump:
         """The serial port."""
-        attachment: Attachment = self.serial.attach(request.replay)
+        import asyncio
+
+        from kasou.control.server import copy_both_ways
+
+        attachment = self.serial.attach(request.replay)
 
         async def write(data: bytes) -> None:
-            await asyncio.to_thread(self.machine.console_input, data)
+            await asyncio.to_thread(lambda: self.machine.console_input(data))
 
         async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
@@ -238,33 +315,12 @@ class RunningVm:
         """Forward one less."""
         raise ConfigError(f"{self.config.name}: has no network")
 
-    # ------------------------------------------------------------------ snapshots
-    def snapshot_create(self, request: op.SnapshotCreate) -> op.SnapshotInfo:
-        """Keep this moment."""
-        raise ConfigError("snapshots: not in this version of kasou")
-
-    def snapshot_restore(self, request: op.SnapshotRestore) -> op.SnapshotInfo:
-        """Go back."""
-        raise ConfigError("snapshots: not in this version of kasou")
-
-    def snapshot_remove(self, request: op.SnapshotRemove) -> op.Done:
-        """Forget one."""
-        raise ConfigError("snapshots: not in this version of kasou")
-
-    def fork(self, request: op.Fork) -> op.Forked:
-        """Live copies."""
-        raise ConfigError("forks: not in this version of kasou")
-
-    def save(self, request: op.Save) -> op.Done:
-        """The whole VM as a file."""
-        raise ConfigError("save: not in this version of kasou")
-
 
 def describe(
     config: VmConfig,
     directory: VmDirectory,
     state: VmState,
-    statistics: dict[str, object] | None = None,
+    statistics: dict[str, Any] | None = None,
     ports: tuple[op.PortForward, ...] = (),
     address: str | None = None,
 ) -> op.VmInfo:

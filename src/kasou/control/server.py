@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from kasou.control.assembly import Handlers
 from kasou.control.messages import LENGTH, decode, decode_length, describe, encode
 from kasou.control.operations import OPERATIONS, Request
 from kasou.control.serial import SerialLog
@@ -31,13 +32,14 @@ Pump = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Operated(Protocol):
-    """A VM: for each row of `OPERATIONS` a method of that name.
+    """A VM: for each row of `OPERATIONS` a handler of that name.
 
-    A plain method may block, a coroutine runs on the control loop and must not. Both take the
+    A plain function may block, a coroutine runs on the control loop and must not. Both take the
     request and give the answer; those of stream operations are coroutines and give a `Pump`.
     """
 
     serial: SerialLog
+    handlers: Handlers
 
 
 class ControlServer:
@@ -129,7 +131,7 @@ class ControlServer:
         return False
 
     async def _carry_out(self, request: Request[Any]) -> Any:
-        method = getattr(self.vm, request.operation)
+        method = self.vm.handlers[request.operation]
         if inspect.iscoroutinefunction(method):
             return await method(request)
         return await asyncio.to_thread(method, request)

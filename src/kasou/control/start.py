@@ -19,10 +19,10 @@ READY_SECONDS = 120.0
 """Building a machine reads its kernel and may compile its engine: seconds at worst."""
 
 
-def start(directory: VmDirectory, restore: str | None = None) -> int:
+def start(directory: VmDirectory, restore: Path | None = None) -> int:
     """Start the process of a VM that is at rest, and wait until it runs; its pid.
 
-    `restore` is a snapshot to begin from. Raises what kept it from starting.
+    `restore` is a snapshot's file to go on from. Raises what kept it from starting.
     """
     if directory.is_locked():
         raise ConfigError(f"{directory.name}: is running already")
@@ -31,7 +31,7 @@ def start(directory: VmDirectory, restore: str | None = None) -> int:
     read, write = os.pipe()
     command = [sys.executable, "-m", "kasou.control.process", directory.name, str(write)]
     if restore is not None:
-        command.append(restore)
+        command.append(str(restore))
     try:
         with open(log, "wb") as errors:
             starter = subprocess.Popen(
@@ -57,15 +57,26 @@ def _environment() -> dict[str, str]:
 
 
 def _await_ready(directory: VmDirectory, read: int) -> int:
-    deadline = time.monotonic() + READY_SECONDS
+    try:
+        return await_ready(directory.name, read, READY_SECONDS)
+    except EOFError:
+        raise HostError(f"{directory.name}: its process died: {last_words(directory)}") from None
+
+
+def await_ready(name: str, ready: int, seconds: float) -> int:
+    """Wait until a VM's process says on `ready` that it runs; its pid.
+
+    Raises what it says kept it from running, `HostError` after `seconds`, `EOFError` when it died.
+    """
+    deadline = time.monotonic() + seconds
     said = b""
     while not said.endswith(b"\n"):
-        ready, _, _ = select.select([read], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise HostError(f"{directory.name}: did not start within {READY_SECONDS:g} s")
-        part = os.read(read, 65536)
+        readable, _, _ = select.select([ready], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable:
+            raise HostError(f"{name}: did not start within {seconds:g} s")
+        part = os.read(ready, 65536)
         if not part:
-            raise HostError(f"{directory.name}: its process died: {last_words(directory)}")
+            raise EOFError
         said += part
     answer = json.loads(said)
     if "error" in answer:
