@@ -81,13 +81,33 @@ A `Connection`:
 Events, each at most once while undelivered:
 
     ESTABLISHED     opened (active, accepted, or deferred)
-    READABLE        data arrived in an empty receive queue; read until b""
+    READABLE        data arrived
     WRITABLE        a write was short, and now there is room for at least a third of the buffer
     REMOTE_CLOSED   the peer's FIN has arrived in order, after READABLE for what came before
     RESET / TIMED_OUT / UNREACHABLE / REFUSED     it failed; CLOSED follows at once
     CLOSED          the last event, exactly once: no more data in either direction (a connection in
                     TIME-WAIT says CLOSED when it enters it; nothing is left for the user to do)
 
-Reading order: `state`, `sequence`, `segment`, `send_buffer`, `receive_buffer`, `congestion`,
-`cubic`, `rto`, `scoreboard`, `recovery`, `connection`, `arrives`, `output`, `host`.
+Reading order: `state`, `sequence`, `config`, `event`, `segment`, `send_buffer`, `receive_buffer`,
+`congestion`, `cubic`, `rto`, `scoreboard`, `rack`, `connection`, `options`, `recovery`, `arrives`,
+`output`, `timers`, `host`.
 """
+
+from kasou.net.transport.tcp.config import TcpConfig
+from kasou.net.transport.tcp.connection import Connection
+from kasou.net.transport.tcp.event import Event
+from kasou.net.transport.tcp.host import Listener, Tcp, TcpStatistics
+from kasou.net.transport.tcp.segment import Endpoint, OutgoingSegment
+from kasou.net.transport.tcp.state import State
+
+__all__ = [
+    "Connection",
+    "Endpoint",
+    "Event",
+    "Listener",
+    "OutgoingSegment",
+    "State",
+    "Tcp",
+    "TcpConfig",
+    "TcpStatistics",
+]
