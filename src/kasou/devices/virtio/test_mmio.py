@@ -169,7 +169,7 @@ def test_block_answers_errors_in_the_status() -> None:
     assert block(disk, Request.IN, 8, room=512)[0] == Answer.IOERR
     assert block(disk, Request.IN, (1 << 64) - 1, room=512)[0] == Answer.IOERR
     assert block(disk, Request.IN, 0, room=100)[0] == Answer.IOERR
-    assert block(disk, 13, 0)[0] == Answer.UNSUPP
+    assert block(disk, 10, 0)[0] == Answer.UNSUPP
     disk.broken = True
     assert block(disk, Request.IN, 0, room=512)[:2] == (Answer.IOERR, 1)
     assert block(RamDisk(read_only=True), Request.OUT, 0, data=bytes(512))[0] == Answer.IOERR
