@@ -66,6 +66,10 @@ class NullDisk:
 
     def flush(self) -> None: ...
 
+    def discard(self, offset: int, n: int) -> None: ...
+
+    def write_zeroes(self, offset: int, n: int, unmap: bool) -> None: ...
+
 
 class Machine:
     def __init__(self, harts: int = 2, disks: Sequence[Disk] = (), sswi: bool = False) -> None:
