@@ -1,0 +1,50 @@
+"""Where files are put to and taken from, and the `tar` that does it. Part of the agent's script.
+
+A path that ends in a slash means the contents of a directory, as for rsync; otherwise a file or
+tree lands inside a directory that is there, or under the new name, as for cp.
+"""
+
+import errno
+import os
+
+from kasou.guest.agent.spawn import Failure
+
+_TAR = "/bin/tar"
+
+
+def put_command(path: str, name: str, contents: bool) -> tuple[list[str], str]:
+    """How to unpack into `path`, and what the archive must call the file or tree.
+
+    With `contents`, `path` is the directory for what the archive holds, whose name is `.`.
+    Directories that are missing on the way are made. Raises `OSError`.
+    """
+    if contents:
+        directory, name = path, "."
+    elif path.endswith("/") or os.path.isdir(path):
+        directory = path
+    else:
+        directory, name = os.path.split(path)
+    directory = directory or "/"
+    os.makedirs(directory, exist_ok=True)
+    return [_TAR, "-x", "-p", "--numeric-owner", "-f", "-", "-C", directory], name
+
+
+def get_command(path: str, contents: bool) -> tuple[list[str], dict[str, object]]:
+    """How to pack `path`; what it is called, its name in the archive, whether it is a directory.
+
+    A symbolic link that `path` itself is, is followed; links below are kept. Raises `Failure`.
+    """
+    real = os.path.realpath(path)
+    if not os.path.exists(real):
+        raise Failure(f"{path}: {os.strerror(errno.ENOENT)}", "ENOENT")
+    is_directory = os.path.isdir(real)
+    if contents and not is_directory:
+        raise Failure(f"{path}: {os.strerror(errno.ENOTDIR)}", "ENOTDIR")
+    directory, root = (real, ".") if contents else os.path.split(real)
+    info: dict[str, object] = {
+        "name": os.path.basename(path.rstrip("/")) or "/",
+        "root": root or ".",
+        "is_directory": is_directory,
+    }
+    tar = [_TAR, "-c", "--format=gnu", "--numeric-owner", "-f", "-", "-C", directory or "/"]
+    return [*tar, f"./{root}" if root not in ("", ".") else "."], info
