@@ -85,7 +85,7 @@ class Sender:
 
     def attach(self, c):
         c.on_event = self.on_event
-        if c.state is State.ESTABLISHED:
+        if c.state is not State.SYN_SENT:
             self.on_event(c, Event.ESTABLISHED)
 
     def on_event(self, c, event):

@@ -8,7 +8,7 @@ from net.tcp_wire import CLIENT, MS, SERVER, Sender, Wire
 from kasou.net.transport.tcp import Event, TcpConfig
 
 
-def exchange(seed, limit=200_000):
+def exchange(seed, size=60_000, limit=1_000_000):
     rng = random.Random(seed)
     faults = {
         "loss": rng.choice((0, 0.01, 0.05, 0.1, 0.3)),
@@ -36,7 +36,7 @@ def exchange(seed, limit=200_000):
     ]
     wire = Wire(seed, configs[0], configs[1], **faults)
     client, server = (
-        Sender(rng.randbytes(rng.choice((0, 1, 3000, 60_000))), rng) for _ in range(2)
+        Sender(rng.randbytes(rng.choice((0, 1, 3000, 60_000, size))), rng) for _ in range(2)
     )
     wire.server.listen(None, SERVER.port, server.attach)
     client.attach(wire.client.connect(CLIENT, SERVER, wire.now))
@@ -63,4 +63,4 @@ def test_byte_exact(seed):
 @pytest.mark.parametrize("block", range(10))
 def test_byte_exact_in_a_thousand_seeds(block):
     for seed in range(1000 + 100 * block, 1100 + 100 * block):
-        exchange(seed)
+        exchange(seed, size=600_000)
