@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from kasou.aio.commands import Guest
 from kasou.aio.console import Console
 from kasou.aio.definition import create, define
 from kasou.control import operations as op
@@ -26,11 +27,8 @@ from kasou.control.vm_config import DriveConfig, MountConfig, VmConfig
 from kasou.control.vm_directory import VmDirectory, find, free_name
 from kasou.errors import ConfigError, KasouError
 
-Command = str | Sequence[str]
-"""A string for `sh -c`, a list for no shell."""
 
-
-class VM:
+class VM(Guest):
     """A virtual machine.
 
         async with VM("debian:trixie", memory="512M", seed=42) as vm:
@@ -319,6 +317,5 @@ class VM:
         """Write all of it into one file, from which `load` goes on; it ends unless `stop` is False."""
         await self.client.call(op.Save(str(Path(path).absolute()), stop))
 
-    # ------------------------------------------------------------------ the guest
     def __repr__(self) -> str:
         return f"<VM {self._directory.name if self._directory else 'not started'}>"

@@ -61,7 +61,7 @@ def blocking(
 
 
 def same_arguments(
-    original: Callable[Concatenate[Any, P], None],
-) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+    original: Callable[Concatenate[Any, P], Any],
+) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
     """A decorator: the function takes what `original` takes, and is documented as that is."""
     return functools.wraps(original)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from kasou import aio
+from kasou.aio import process as aio_process
 from kasou.api.loop import blocking, same_arguments, wait_for
 from kasou.control import operations as op
 from kasou.control.vm_config import VmConfig
@@ -36,6 +37,62 @@ class Console:
     def output(self) -> str:
         """The last of what the guest said, up to a MiB."""
         return self._behind.output
+
+
+class Output:
+    """What a process printed; see `kasou.aio.process.Output`."""
+
+    def __init__(self, behind: aio_process.Output) -> None:
+        self._behind = behind
+
+    read = blocking(aio_process.Output.read)
+    readline = blocking(aio_process.Output.readline)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline():
+            yield line
+
+
+class Process:
+    """A process in the guest; see `kasou.aio.Process`."""
+
+    def __init__(self, behind: aio.Process) -> None:
+        self._behind = behind
+        self.stdout = Output(behind.stdout)
+        self.stderr = Output(behind.stderr)
+        self.pid = behind.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, once it has ended."""
+        return self._behind.poll()
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return self._behind.poll()
+
+    def close(self) -> None:
+        """Close the connection: a process that still runs is killed."""
+
+        async def work() -> None:
+            self._behind.close()
+
+        wait_for(work())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    write = blocking(aio.Process.write)
+    close_stdin = blocking(aio.Process.close_stdin)
+    wait = blocking(aio.Process.wait)
+    send_signal = blocking(aio.Process.send_signal)
+    terminate = blocking(aio.Process.terminate)
+    kill = blocking(aio.Process.kill)
+    resize = blocking(aio.Process.resize)
+    communicate = blocking(aio.Process.communicate)
 
 
 class VM:
@@ -119,6 +176,20 @@ class VM:
     remove = blocking(aio.VM.remove)
     forward = blocking(aio.VM.forward)
     unforward = blocking(aio.VM.unforward)
+
+    # ------------------------------------------------------------------ the guest
+    run = blocking(aio.VM.run)
+    succeed = blocking(aio.VM.succeed)
+    fail = blocking(aio.VM.fail)
+    wait_until_succeeds = blocking(aio.VM.wait_until_succeeds)
+    wait_until_fails = blocking(aio.VM.wait_until_fails)
+    wait_for_agent = blocking(aio.VM.wait_for_agent)
+    wait_for_open_port = blocking(aio.VM.wait_for_open_port)
+    wait_for_unit = blocking(aio.VM.wait_for_unit)
+
+    @same_arguments(aio.VM.popen)
+    def popen(self, *args: Any, **kwargs: Any) -> Process:  # noqa: D102
+        return Process(wait_for(self._behind.popen(*args, **kwargs)))
 
     # ------------------------------------------------------------------ snapshots, forks
     snapshot = blocking(aio.VM.snapshot)

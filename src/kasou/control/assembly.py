@@ -35,6 +35,7 @@ class Origin:
     state: MachineState
     tops: Mapping[str, str] = field(default_factory=dict)
     snapshot: str | None = None
+    is_fork: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,9 @@ def assemble(
             from kasou.machine.state import restore
 
             restore(machine, origin.state)
+            if machine.plugged.vsock is not None:
+                with machine.lock:
+                    machine.plugged.vsock.transport_reset()
     except BaseException:
         disks.close()
         raise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kasou.control import disks, snapshots
 from kasou.control import operations as op
-from kasou.control.assembly import Assembled, Handlers, Origin
+from kasou.control.assembly import Handlers, Origin
 from kasou.control.snapshots import Settings, describe_machine
 from kasou.control.start import await_ready
 from kasou.control.vm_config import VmConfig
@@ -113,13 +113,11 @@ class Moments:
         path = snapshots.find(vm.directory, request.name)
         with vm.changing:
             vm.refuse_ended()
-            vm.exchange(self.assemble(origin_of(path, request.name)), request.name)
+            origin = origin_of(path, request.name)
+            vm.exchange(vm.assemble(origin), request.name)
+            vm.renew(origin)
         snapshots.collect(vm.directory, vm.current.disks.tops)
         return snapshots.information(path, request.name)
-
-    def assemble(self, origin: Origin) -> Assembled:
-        """A machine that goes on from `origin`."""
-        return self.vm.assemble(origin)
 
     def remove(self, request: op.SnapshotRemove) -> op.Done:
         """Forget a snapshot."""

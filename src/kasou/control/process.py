@@ -67,7 +67,7 @@ def be_fork(payload: bytes, files: list[int]) -> None:
         errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.dup2(errors, 2)
         os.close(errors)
-        origin = Origin(memory, state, settings["tops"])
+        origin = Origin(memory, state, settings["tops"], is_fork=True)
         return RunningVm(directory, directory.read_config(), origin=origin, zygote=zygote)
 
     sys.exit(be(settings["name"], os.fdopen(ready, "w"), build))

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kasou.control import operations as op
-from kasou.control.assembly import Assembled, Handlers, Origin, assemble
+from kasou.control.assembly import Assembled, Handlers, Origin, assemble, machine_id
 from kasou.control.serial import SerialLog
 from kasou.control.vm_config import VmConfig
 from kasou.control.vm_directory import State, VmDirectory, VmState
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 15.0
 """How long a held VM waits for the first one to hold it."""
+RENEW_SECONDS = 30.0
 END_SECONDS = 30.0
 """How long a machine may take to stop and flush before its process is killed."""
 
@@ -70,6 +71,9 @@ class RunningVm:
         self._holders = 0
         self._next: Assembled | None = None
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._renewing: object = None
+        self._woke = origin
         self.current: Assembled = self.assemble(origin)
         self.moments = Moments(self)
         self.handlers: Handlers = {
@@ -185,9 +189,12 @@ class RunningVm:
             ports=self._forwards(),
         )
 
-    # ------------------------------------------------------------------ ending, pausing
+    # ------------------------------------------------------------------ ending
     async def wait(self, request: op.Wait) -> op.Ended:
         """The machine's end."""
+        return await self._end_of_machine()
+
+    async def _end_of_machine(self) -> op.Ended:
         import asyncio
 
         event = asyncio.Event()
@@ -197,24 +204,26 @@ class RunningVm:
         assert self.ended is not None
         return self.ended
 
-    def stop(self, request: op.Stop) -> op.Ended:
+    async def stop(self, request: op.Stop) -> op.Ended:
         """End it: by the power button, or at once."""
+        import asyncio
+
         if not request.force:
             try:
-                self._press_power_button()
-                gone = self._finished.wait(request.timeout)
-            except ConfigError:
+                async with asyncio.timeout(request.timeout):
+                    await self._press_power_button(request.timeout)
+                    return await self._end_of_machine()
+            except TimeoutError:
+                if not request.then_force:
+                    raise HostError(
+                        f"{self.config.name}: still running {request.timeout:g} s after it was"
+                        f" asked to power off; kasou stop --force {self.config.name} ends it at once"
+                    ) from None
+            except KasouError:
                 if not request.then_force:
                     raise
-                gone = False
-            if not gone and not request.then_force:
-                raise HostError(
-                    f"{self.config.name}: still running {request.timeout:g} s after it was asked to"
-                    f" power off; kasou stop --force {self.config.name} ends it at once"
-                )
-        self.end_now()
-        assert self.ended is not None
-        return self.ended
+        await asyncio.to_thread(self.end_now)
+        return await self._end_of_machine()
 
     def end_now(self) -> None:
         """Stop the machine and wait for its disks to be closed."""
@@ -222,14 +231,54 @@ class RunningVm:
         if not self._finished.wait(END_SECONDS):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _press_power_button(self) -> None:
-        if self._paused:
-            self.resume(op.Resume())
-        raise ConfigError(
-            f"{self.config.name}: its guest runs no agent to power it off;"
-            f" kasou stop --force {self.config.name} ends it at once"
-        )
+    async def _press_power_button(self, timeout: float) -> None:
+        import asyncio
 
+        name = self.config.name
+        if self._paused:
+            await asyncio.to_thread(self.resume, op.Resume())
+        if self.machine.plugged.vsock is None:
+            raise ConfigError(
+                f"{name}: its guest runs no agent to power it off;"
+                f" kasou stop --force {name} ends it at once"
+            )
+        from kasou.control.vsock_tunnel import ask_guest
+
+        await ask_guest(self.machine, "poweroff", {}, timeout, name)
+
+    # ------------------------------------------------------------------ waking up
+    def serving(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The control loop runs: what had to wait for it."""
+        self._loop = loop
+        self.serial.start(loop)
+        if self._woke is not None:
+            self.renew(self._woke)
+
+    def renew(self, origin: Origin) -> None:
+        """Have the guest correct what a moment has wrong, in the background: clock, entropy, and in
+        a fork its names. With counted time nothing is: the run must stay the same.
+        """
+        if self.machine.icount or self.machine.plugged.vsock is None or self._loop is None:
+            return
+        fields: dict[str, object] = {
+            "clock_ns": time.time_ns(),
+            "entropy": os.urandom(32).hex(),
+        }
+        if origin.is_fork:
+            fields |= {"hostname": self.config.name, "machine_id": machine_id(self.config)}
+        from kasou.control.vsock_tunnel import ask_guest
+
+        async def work() -> None:
+            with contextlib.suppress(KasouError):  # a guest whose agent had not started yet
+                await ask_guest(self.machine, "renew", fields, RENEW_SECONDS, self.config.name)
+
+        def begin() -> None:
+            self._renewing = loop.create_task(work())
+
+        loop = self._loop
+        loop.call_soon_threadsafe(begin)
+
+    # ------------------------------------------------------------------ pausing
     def pause(self, request: op.Pause) -> op.Done:
         """Stop the harts."""
         with self.changing:
@@ -293,7 +342,17 @@ class RunningVm:
 
     async def tunnel(self, request: op.Tunnel) -> Pump:
         """A stream to a vsock port of the guest."""
-        raise ConfigError(f"{self.config.name}: its guest has no agent to talk to")
+        from kasou.control.vsock_tunnel import open_tunnel
+
+        name = self.config.name
+        if self.machine.plugged.vsock is None:
+            raise ConfigError(
+                f"{name}: its image has no agent of kasou's; use kasou console {name}"
+            )
+        self.refuse_ended()
+        if self._paused:
+            raise ConfigError(f"{name}: is paused; kasou resume {name} lets it go on")
+        return await open_tunnel(self.machine, request.port, request.timeout, name)
 
     async def capture(self, request: op.Capture) -> Pump:
         """Frames as pcapng."""

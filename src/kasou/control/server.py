@@ -41,6 +41,10 @@ class Operated(Protocol):
     serial: SerialLog
     handlers: Handlers
 
+    def serving(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The loop on which coroutines will run; called on it, before the first request."""
+        ...
+
 
 class ControlServer:
     """Serves `vm` at `socket_path` on its own thread from `start` to `close`."""
@@ -80,7 +84,7 @@ class ControlServer:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._closing = asyncio.Event()
-        self.vm.serial.start(self.loop)
+        self.vm.serving(self.loop)
         server = await asyncio.start_unix_server(self._accepted, sock=self._socket)
         self._ready.set()
         async with server:
