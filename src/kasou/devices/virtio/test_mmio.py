@@ -267,7 +267,7 @@ def test_state_comes_back() -> None:
     transport.restore(d.mmio.save())
     assert irq == [True]
     assert transport.save() == d.mmio.save()
-    assert transport.save().device.pending == b"ahead"
+    assert other.save().ports[0].pending == b"ahead"
     with pytest.raises(ConfigError):
         VirtioMmio(VirtioRng(ram, bytes), irq.append).restore(d.mmio.save())
 
