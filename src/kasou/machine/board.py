@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 from kasou.devices.aclint import Clint, ClintState, Sswi, TimerHost
 from kasou.devices.bus import Bus
 from kasou.devices.fw_cfg import FwCfg, FwCfgState
+from kasou.devices.pci.host import WIRES, PciHost, PciState
 from kasou.devices.plic import SOURCES, Plic, PlicState
 from kasou.devices.register import Device, check_version
 from kasou.devices.rtc import GoldfishRtc, RtcState
@@ -25,9 +26,11 @@ from kasou.devices.virtio.block import VirtioBlock
 from kasou.devices.virtio.console import VirtioConsole
 from kasou.devices.virtio.device import NoDevice, VirtioDevice
 from kasou.devices.virtio.mmio import MmioState, VirtioMmio
+from kasou.devices.virtio.pci import VirtioPci
 from kasou.devices.virtio.rng import VirtioRng
 from kasou.errors import ConfigError
 from kasou.machine.device_tree import Node, Value, blob, region, u64
+from kasou.machine.pci_node import pci_node
 from kasou.ports import ByteSink, Disk, GuestMemory
 
 
@@ -48,6 +51,10 @@ PLIC          = Place(0x0C00_0000, 0x60_0000)
 UART          = Place(0x1000_0000, 0x100, irq=10)
 VIRTIO        = tuple(Place(0x1000_1000 + 0x1000 * slot, 0x1000, irq=1 + slot) for slot in range(8))
 FW_CFG        = Place(0x1010_0000, 0x18)
+PCI_IO        = Place(0x0300_0000, 0x1_0000)
+PCI_ECAM      = Place(0x3000_0000, 0x1000_0000, irq=32)  # to 35: four wires
+PCI_MEMORY32  = Place(0x4000_0000, 0x4000_0000)
+PCI_MEMORY64  = Place(0x4_0000_0000, 0x4_0000_0000)
 RAM_BASE      = 0x8000_0000
 # fmt: on
 
@@ -84,14 +91,16 @@ class BoardState:
     rtc: RtcState
     fw_cfg: FwCfgState
     virtio: tuple[MmioState, ...]
+    pci: PciState
 
 
 class Board:
     """A computer without its harts and RAM: devices on a bus, wired to the PLIC.
 
     `harts_port` is driven by the devices, `memory` is what they reach by DMA, `console_output`
-    takes what the serial port sends. Disks take the first virtio slots in their order (the first
-    is `vda`), then follow the console, if it has an output, entropy, and `devices`. `now_ns` is the
+    takes what the serial port sends. Disks come first among the virtio devices in their order (the
+    first is `vda`), then the console, if it has an output, entropy, and `devices`. The first eight
+    take the MMIO slots and the others go to PCI; with `transport` "pci" all do. `now_ns` is the
     host's time in ns since 1970; `on_alarm` is called when `serve` has something new to wait for.
     Raises `ConfigError` for what cannot be built.
     """
@@ -111,6 +120,7 @@ class Board:
         disks: Sequence[Disk] = (),
         devices: Sequence[VirtioDevice] = (),
         virtio_console_output: ByteSink | None = None,
+        transport: Literal["mmio", "pci"] = "mmio",
         sswi: bool = False,
     ) -> None:
         if not 1 <= harts <= MAX_HARTS:
@@ -141,16 +151,18 @@ class Board:
             carried.append(self.console)
         carried.append(VirtioRng(memory, entropy))
         carried += devices
-        if len(carried) > len(VIRTIO):
-            raise ConfigError(
-                f"board: {len(carried)} virtio devices, {len(disks)} of them disks, "
-                f"but only {len(VIRTIO)} slots; attach fewer disks"
-            )
-        carried += [NoDevice(memory) for _ in range(len(VIRTIO) - len(carried))]
+        slots = len(VIRTIO) if transport == "mmio" else 0
+        mmio, pci = carried[:slots], carried[slots:]
+        mmio += [NoDevice(memory) for _ in range(len(VIRTIO) - len(mmio))]
         self.virtio = tuple(
             VirtioMmio(device, self.plic.line(place.irq))
-            for device, place in zip(carried, VIRTIO, strict=True)
+            for device, place in zip(mmio, VIRTIO, strict=True)
         )
+        wires = [self.plic.line(PCI_ECAM.irq + n) for n in range(WIRES)]
+        self.pci = PciHost(wires, PCI_MEMORY32.base, PCI_MEMORY64.base)
+        for device in pci:
+            self.pci.add(VirtioPci(device))
+        self._carried = carried
         self._attach()
 
     def _attach(self) -> None:
@@ -162,6 +174,10 @@ class Board:
             ("plic",   PLIC,          self.plic),
             ("serial", UART,          self.uart),
             ("fw_cfg", FW_CFG,        self.fw_cfg),
+            ("pci-io", PCI_IO,        self.pci.io),
+            ("ecam",   PCI_ECAM,      self.pci.ecam),
+            ("pci32",  PCI_MEMORY32,  self.pci.memory32),
+            ("pci64",  PCI_MEMORY64,  self.pci.memory64),
         ]
         # fmt: on
         if self.sswi:
@@ -184,6 +200,7 @@ class Board:
         """Every device as after power-on."""
         for transport in self.virtio:
             transport.reset()
+        self.pci.reset()
         for device in (self.uart, self.rtc, self.fw_cfg, self.clint, self.plic):
             device.reset()
 
@@ -196,10 +213,14 @@ class Board:
             rtc=self.rtc.save(),
             fw_cfg=self.fw_cfg.save(),
             virtio=tuple(transport.save() for transport in self.virtio),
+            pci=self.pci.save(),
         )
 
     def restore(self, state: BoardState) -> None:
-        """Become what `save` saw. The PLIC is last: the others drive its wires on the way."""
+        """Become what `save` saw. The PLIC is last: the others drive its wires on the way.
+
+        Requests that were in flight are then served again.
+        """
         check_version("Board", state.version, 1)
         self.clint.restore(state.clint)
         self.uart.restore(state.uart)
@@ -207,7 +228,10 @@ class Board:
         self.fw_cfg.restore(state.fw_cfg)
         for transport, saved in zip(self.virtio, state.virtio, strict=True):
             transport.restore(saved)
+        self.pci.restore(state.pci)
         self.plic.restore(state.plic)
+        for device in self._carried:
+            device.resume()
 
     # ------------------------------------------------------------------ device tree
     def device_tree(
@@ -366,6 +390,8 @@ class Board:
         add("serial", "ns16550a", UART, {"clock-frequency": UART_CLOCK_HZ})
         for place in VIRTIO:
             add("virtio_mmio", "virtio,mmio", place, {})
+        windows = [(p.base, p.size) for p in (PCI_ECAM, PCI_IO, PCI_MEMORY32, PCI_MEMORY64)]
+        soc.children.append(pci_node(plic, PCI_ECAM.irq, *windows))
         return soc, syscon
 
 

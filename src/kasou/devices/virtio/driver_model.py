@@ -338,6 +338,104 @@ class MmioFace:
         return status
 
 
+class PciFace:
+    """Through virtio-pci, found as drivers find it: by its capabilities. `base` is where its BAR goes.
+
+    `ecam` is the function's configuration space, `memory` the window in which the BAR lies.
+    """
+
+    def __init__(self, ecam: Device, memory: Device, base: int, window_base: int = 0) -> None:
+        self.ecam, self.memory = ecam, memory
+        self.structures: dict[int, int] = {}
+        at = ecam.read(0x34, 1)
+        while at:
+            if ecam.read(at, 1) == 9 and ecam.read(at + 4, 1) == 4:
+                self.structures[ecam.read(at + 3, 1)] = base - window_base + ecam.read(at + 8, 4)
+                if ecam.read(at + 3, 1) == 2:
+                    self.multiplier = ecam.read(at + 16, 4)
+            at = ecam.read(at + 1, 1)
+        self.common, self.notify, self.isr, self.config = (self.structures[k] for k in (1, 2, 3, 4))
+        ecam.write(0x20, 4, base & 0xFFFF_FFFF)
+        ecam.write(0x24, 4, base >> 32)
+        ecam.write(0x04, 2, 0b110)  # memory, bus master
+
+    def r(self, offset: int, size: int) -> int:
+        """Load from the common structure."""
+        return self.memory.read(self.common + offset, size)
+
+    def w(self, offset: int, size: int, value: int) -> None:
+        """Store to the common structure."""
+        self.memory.write(self.common + offset, size, value)
+
+    def features(self) -> int:
+        """device_feature, both halves."""
+        self.w(0x00, 4, 1)
+        high = self.r(0x04, 4)
+        self.w(0x00, 4, 0)
+        return high << 32 | self.r(0x04, 4)
+
+    def choose(self, features: int) -> None:
+        """driver_feature, both halves."""
+        for half in (0, 1):
+            self.w(0x08, 4, half)
+            self.w(0x0C, 4, features >> 32 * half & 0xFFFF_FFFF)
+
+    def status(self) -> int:
+        """device_status."""
+        return self.r(0x14, 1)
+
+    def set_status(self, value: int) -> None:
+        """device_status."""
+        self.w(0x14, 1, value)
+
+    def max_size(self, index: int) -> int:
+        """queue_size, before the driver wrote it."""
+        if index >= self.r(0x12, 2):
+            return 0
+        self.w(0x16, 2, index)
+        return self.r(0x18, 2)
+
+    def start_queue(self, index: int, size: int, areas: tuple[int, int, int]) -> None:
+        """queue_size, the areas, queue_enable."""
+        self.w(0x16, 2, index)
+        self.w(0x18, 2, size)
+        for register, gpa in zip((0x20, 0x28, 0x30), areas, strict=True):
+            self.w(register, 4, gpa & 0xFFFF_FFFF)
+            self.w(register + 4, 4, gpa >> 32)
+        self.w(0x1C, 2, 1)
+
+    def reset_queue(self, index: int) -> None:
+        """queue_reset, until it reads 0."""
+        self.w(0x16, 2, index)
+        self.w(0x3A, 2, 1)
+        assert not self.r(0x3A, 2) and not self.r(0x1C, 2), "the queue is not reset"
+
+    def kick(self, index: int) -> None:
+        """The queue's notification word."""
+        self.w(0x16, 2, index)
+        at = self.notify + self.multiplier * self.r(0x1E, 2)
+        self.memory.write(at, 2, index)
+
+    def acknowledge(self) -> int:
+        """ISR; reading it is enough."""
+        return self.memory.read(self.isr, 1)
+
+
+class FunctionView:
+    """One function's 4 KiB of ECAM, as the `ecam` of a `PciFace`."""
+
+    def __init__(self, ecam: Device, device: int) -> None:
+        self._ecam, self._base = ecam, device << 15
+
+    def read(self, offset: int, size: int) -> int:
+        """Load."""
+        return self._ecam.read(self._base + offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Store."""
+        self._ecam.write(self._base + offset, size, value)
+
+
 class Driver:
     """Brings a device up and keeps a ring for each of its queues, 4 KiB apart from gpa `at`."""
 
