@@ -20,13 +20,16 @@ from kasou.guest.agent.client import (
     ExecClient,
     Exit,
     Failed,
+    GetClient,
     ProcessClient,
+    PutClient,
     Room,
     Started,
     Stderr,
     Stdout,
 )
 from kasou.guest.agent.protocol import VERSION, WINDOW, Kind, frame, json_frame
+from kasou.guest.agent.tree import Unpacker, pack
 
 BIG = 20_000_000
 
@@ -399,6 +402,65 @@ def test_renewal_reports_what_failed(agent: Path) -> None:
     assert isinstance(answer, Answer)
     assert answer.value["done"] == [] and set(answer.value["failed"]) == set(request)  # type: ignore[call-overload]
     assert Talk(agent, Client("renew")).finish() == Answer({"done": [], "failed": {}})
+
+
+def put(agent: Path, source: Path, path: str, contents: bool = False) -> Talk:
+    talk = Talk(agent, client := PutClient(path, source.name, contents=contents))
+    assert talk.pid
+    assert isinstance(talk.events[0], Started)
+    for piece in pack(source, str(talk.events[0].info["name"])):
+        at = 0
+        while not client.done and (at := at + client.write_stdin(piece[at:])) < len(piece):
+            talk.step()
+    talk.finish()
+    return talk
+
+
+def get(agent: Path, path: str, directory: Path, name: str, contents: bool = False) -> Started:
+    talk = Talk(agent, GetClient(path, contents=contents))
+    assert talk.finish() == Exit(0, 0), talk.err
+    assert isinstance(talk.events[0], Started)
+    unpacker = Unpacker(directory, str(talk.events[0].info["root"]), name)
+    unpacker.feed(talk.out)
+    unpacker.close()
+    return talk.events[0]
+
+
+def test_files_go_in_and_come_out(agent: Path, tmp_path: Path) -> None:
+    source, guest, back = tmp_path / "site", tmp_path / "guest", tmp_path / "back"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub/index").write_bytes(os.urandom(700_000))
+    (source / "run").write_text("#!/bin/sh\n")
+    (source / "run").chmod(0o750)
+    (source / "link").symlink_to("sub/index")
+    guest.mkdir()
+    back.mkdir()
+    data = (source / "sub/index").read_bytes()
+    assert put(agent, source, f"{guest}").events[-1] == Exit(0, 0)  # into what is there
+    assert (guest / "site/sub/index").read_bytes() == data
+    assert put(agent, source, f"{guest}/new").events[-1] == Exit(0, 0)  # under a new name
+    assert (guest / "new/run").stat().st_mode & 0o777 == 0o750
+    assert put(agent, source, f"{guest}/made/here/", contents=True).events[-1] == Exit(0, 0)
+    assert os.readlink(guest / "made/here/link") == "sub/index"
+    assert put(agent, source / "run", f"{guest}/made/here/sub").events[-1] == Exit(0, 0)
+    assert (guest / "made/here/sub/run").read_text() == "#!/bin/sh\n"
+    assert put(agent, source / "run", f"{guest}/deep/er/ran").events[-1] == Exit(0, 0)
+    assert (guest / "deep/er/ran").is_file()
+    guest.chmod(0o711)
+    assert put(agent, source, f"{guest}/", contents=True).events[-1] == Exit(0, 0)
+    assert guest.stat().st_mode & 0o777 == 0o711  # the directory itself stays as it is
+
+    started = get(agent, f"{guest}/site", back, "whole")
+    assert started.info == {"name": "site", "root": "site", "is_directory": True}
+    assert (back / "whole/sub/index").read_bytes() == data
+    assert os.readlink(back / "whole/link") == "sub/index"
+    started = get(agent, f"{guest}/site/link", back, "one")  # followed, as by cp
+    assert started.info == {"name": "link", "root": "index", "is_directory": False}
+    assert (back / "one").read_bytes() == data
+    get(agent, f"{guest}/site/", back, "", contents=True)
+    assert (back / "run").stat().st_mode & 0o777 == 0o750
+    end = Talk(agent, GetClient(f"{guest}/site/run", contents=True)).finish()
+    assert isinstance(end, Failed) and end.errno == "ENOTDIR"
 
 
 def test_many_at_once_and_many_in_a_row(agent: Path) -> None:
