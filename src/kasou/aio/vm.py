@@ -20,8 +20,9 @@ from kasou.aio.definition import create, define
 from kasou.control import operations as op
 from kasou.control.client import ByteStream, ControlClient
 from kasou.control.running_vm import describe
-from kasou.control.snapshots import SUFFIX, list_all, unpack
+from kasou.control.snapshots import SUFFIX, list_all, open_file, unpack
 from kasou.control.snapshots import find as find_snapshot
+from kasou.control.snapshots import remove as remove_snapshot
 from kasou.control.start import start
 from kasou.control.vm_config import DriveConfig, MountConfig, VmConfig
 from kasou.control.vm_directory import VmDirectory, find, free_name
@@ -114,6 +115,15 @@ class VM(Guest):
         vm = cls._of(await asyncio.to_thread(make), owned=True)
         await vm._look()
         return vm
+
+    @staticmethod
+    def saved_name(path: Path) -> str:
+        """What the VM in a saved file was called, or the like if that name is taken.
+
+        Raises `ConfigError` when the file is damaged or foreign.
+        """
+        stem = open_file(path).description.name or "vm"
+        return stem if not VmDirectory(stem).exists else next(free_name(stem))
 
     @classmethod
     def _of(cls, directory: VmDirectory, owned: bool) -> Self:
@@ -302,16 +312,27 @@ class VM(Guest):
 
     async def fork_many(self, n: int, names: Sequence[str] | None = None) -> list[Self]:
         """`n` live copies at once; with `names` they stay like other named VMs."""
-        ephemeral = names is None
-        forked = await self.client.call(op.Fork(tuple(names or [""] * n), ephemeral))
+        forked = await self.client.call(op.Fork(tuple(names or [""] * n), names is None))
         copies = [self._of(VmDirectory(name), owned=True) for name in forked.names]
         for copy in copies:
             await copy._look()
         return copies
 
+    async def fork_named(self, names: Sequence[str]) -> list[str]:
+        """Live copies that stay, without objects for them; an empty name is chosen. Their names."""
+        return list((await self.client.call(op.Fork(tuple(names), False))).names)
+
     async def snapshots(self) -> list[op.SnapshotInfo]:
         """Its snapshots, oldest first."""
         return await asyncio.to_thread(list_all, self.directory)
+
+    async def remove_snapshot(self, snapshot: op.SnapshotInfo | str) -> None:
+        """Forget a snapshot; those made after it stay whole."""
+        name = snapshot if isinstance(snapshot, str) else snapshot.name
+        if self.directory.is_locked():
+            await self.client.call(op.SnapshotRemove(name))
+        else:
+            await asyncio.to_thread(remove_snapshot, self.directory, name)
 
     async def save(self, path: str | os.PathLike[str], stop: bool = True) -> None:
         """Write all of it into one file, from which `load` goes on; it ends unless `stop` is False."""

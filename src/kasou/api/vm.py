@@ -195,6 +195,7 @@ class VM:
     snapshot = blocking(aio.VM.snapshot)
     snapshots = blocking(aio.VM.snapshots)
     restore = blocking(aio.VM.restore)
+    remove_snapshot = blocking(aio.VM.remove_snapshot)
     save = blocking(aio.VM.save)
 
     def fork(self) -> Self:

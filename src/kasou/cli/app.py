@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from kasou.cli import consoles, machines
+from kasou.cli import commands, consoles, machines, moments, network, top
 from kasou.cli.main import INTERRUPTED, USAGE, fail
 from kasou.cli.options import RunOptions
 
@@ -40,7 +40,7 @@ def invoke(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-for group in (machines, consoles):
+for group in (machines, consoles, commands, moments, network, top):
     app.add_typer(group.commands)
 
 

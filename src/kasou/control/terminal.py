@@ -6,7 +6,7 @@ Rules:
   back as it was on every way out that lets this process act: return, exception, SIGINT, SIGTERM,
   SIGHUP, SIGQUIT, suspension from outside (SIGTSTP), interpreter exit.
 * Ctrl-] three times within a second ends the machine. The keys pass to the guest all the same, so
-  one or two of them still mean what the guest says. (`escape_times` 1: one ends the attachment.)
+  one or two of them still mean what the guest says. (`escape_times` 1: one ends the attachment; 0: none does.)
 * Not a tty: plain bytes, no escape. The end of input is not the end of the machine.
 * The loop runs on the main thread and waits in `select`; harts run elsewhere and call `write`.
 """
@@ -41,7 +41,7 @@ class EscapeFilter:
 
     def escaped(self, data: bytes, now: float) -> bool:
         """Whether `data`, typed at `now` seconds, completes the escape."""
-        for byte in data:
+        for byte in data if self.pressed.maxlen else b"":
             if byte != ESCAPE:
                 self.pressed.clear()
                 continue
