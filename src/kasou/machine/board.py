@@ -24,7 +24,7 @@ from kasou.devices.test_finisher import Finisher, OnFinish
 from kasou.devices.uart16550 import Uart16550, UartState
 from kasou.devices.virtio.block import VirtioBlock
 from kasou.devices.virtio.console import VirtioConsole
-from kasou.devices.virtio.device import NoDevice, VirtioDevice
+from kasou.devices.virtio.device import Feature, NoDevice, VirtioDevice
 from kasou.devices.virtio.mmio import MmioState, VirtioMmio
 from kasou.devices.virtio.pci import VirtioPci
 from kasou.devices.virtio.rng import VirtioRng
@@ -100,9 +100,10 @@ class Board:
     `harts_port` is driven by the devices, `memory` is what they reach by DMA, `console_output`
     takes what the serial port sends. Disks come first among the virtio devices in their order (the
     first is `vda`), then the console, if it has an output, entropy, and `devices`. The first eight
-    take the MMIO slots and the others go to PCI; with `transport` "pci" all do. `now_ns` is the
-    host's time in ns since 1970; `on_alarm` is called when `serve` has something new to wait for.
-    Raises `ConfigError` for what cannot be built.
+    take the MMIO slots and the others go to PCI; with `transport` "pci" all do. `packed_rings`
+    offers drivers the packed layout. `now_ns` is the host's time in ns since 1970; `on_alarm` is
+    called when `serve` has something new to wait for. Raises `ConfigError` for what cannot be
+    built.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Board:
         devices: Sequence[VirtioDevice] = (),
         virtio_console_output: ByteSink | None = None,
         transport: Literal["mmio", "pci"] = "mmio",
+        packed_rings: bool = False,
         sswi: bool = False,
     ) -> None:
         if not 1 <= harts <= MAX_HARTS:
@@ -151,6 +153,8 @@ class Board:
             carried.append(self.console)
         carried.append(VirtioRng(memory, entropy))
         carried += devices
+        for device in carried if packed_rings else ():
+            device.offer(Feature.RING_PACKED)
         slots = len(VIRTIO) if transport == "mmio" else 0
         mmio, pci = carried[:slots], carried[slots:]
         mmio += [NoDevice(memory) for _ in range(len(VIRTIO) - len(mmio))]

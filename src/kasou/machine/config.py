@@ -61,7 +61,8 @@ class Peripherals:
     """What is plugged into the board: live objects of the host, which no snapshot holds.
 
     Disks come in addition to the configuration's drives, before them. `vsock_cid` is the guest's
-    address on the socket device (3 or more), None for no such device.
+    address on the socket device (3 or more), None for no such device. `transport` is what carries
+    virtio devices (the MMIO slots, then PCI; or PCI alone), `packed_rings` offers them to drivers.
     """
 
     disks: Sequence[Disk] = ()
@@ -69,6 +70,7 @@ class Peripherals:
     shares: Sequence[Share] = ()
     vsock_cid: int | None = None
     balloon: bool = False
+    transport: Literal["mmio", "pci"] = "mmio"
     packed_rings: bool = False
 
 

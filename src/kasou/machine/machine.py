@@ -90,6 +90,7 @@ class Machine:
             console_output=console_output, entropy=self._entropy, now_ns=self._now_ns,
             on_finish=self.guest_finished, on_alarm=self.runner.armed,
             disks=disks, devices=self.plugged.devices,
+            transport=self.peripherals.transport, packed_rings=self.peripherals.packed_rings,
         )  # fmt: skip
         self.lock = self.board.lock
         self.runner.companions.append(self.board)
