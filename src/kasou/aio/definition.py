@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -105,32 +106,23 @@ def define(
         check_name(name)
         if VmDirectory(name).exists:
             raise taken(name)
-    parts = ImageFiles(existing("kernel", kernel) if kernel else None)
-    if kernel is None and (image is not None or bios is None):
-        image = image or DEFAULT_IMAGE
-        parts = image_files(image, mirror)
-    firmware = "none" if bios == "none" else (str(existing("bios", bios)) if bios else None)
-    if firmware is None and parts.bios is not None:
-        firmware = str(parts.bios)
+    # Everything of the user's is looked at before an image is fetched.
     config = VmConfig(
-        name=name or next(free_name(short_name(image, kernel))),
+        name=name or "unnamed",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        image=image,
         cpus=cpus,
         memory=parse_size(memory),
-        bios=firmware,
-        kernel=str(parts.kernel) if parts.kernel else None,
-        initrd=str(existing("initrd", initrd)) if initrd else _text(parts.initrd),
-        append=f"{parts.append} {append or ''}".strip(),
-        disk=_text(parts.disk),
+        bios="none" if bios == "none" else _text(existing("bios", bios) if bios else None),
+        kernel=_text(existing("kernel", kernel) if kernel else None),
+        initrd=_text(existing("initrd", initrd) if initrd else None),
+        append=append or "",
         drives=tuple(_drive(one) for one in drives),
         mounts=_mounts(mounts),
-        cloud_init=str(existing("cloud-init", cloud_init)) if cloud_init else None,
+        cloud_init=_text(existing("cloud-init", cloud_init) if cloud_init else None),
         ports=tuple(ports),
         network=network or None,
         networked=network is not False and engine != "reference",
         egress=egress,
-        agent=parts.agent,
         engine=engine,
         clock=clock,
         seed=seed,
@@ -144,7 +136,24 @@ def define(
         held=held,
     )
     check_choices(config)
-    return config
+    if kernel is None and (image is not None or bios is None):
+        config = _with_image(config, image or DEFAULT_IMAGE, mirror)
+    return replace(config, name=name or next(free_name(short_name(config.image, kernel))))
+
+
+def _with_image(config: VmConfig, image: str, mirror: str | None) -> VmConfig:
+    """`config` with the image's files where the user gave none."""
+    parts = image_files(image, mirror)
+    return replace(
+        config,
+        image=image,
+        bios=config.bios or _text(parts.bios),
+        kernel=_text(parts.kernel),
+        initrd=config.initrd or _text(parts.initrd),
+        append=f"{parts.append} {config.append}".strip(),
+        disk=_text(parts.disk),
+        agent=parts.agent,
+    )
 
 
 def taken(name: str) -> ConfigError:
@@ -188,8 +197,6 @@ def _keep(directory: VmDirectory, config: VmConfig) -> None:
             continue
         kept[field] = str(target)
     if kept:
-        from dataclasses import replace
-
         directory.write_config(replace(config, **kept))
 
 
@@ -247,8 +254,6 @@ def parse_drive(text: str) -> DriveConfig:
 
 
 def _drive(given: str | DriveConfig) -> DriveConfig:
-    from dataclasses import replace
-
     drive = parse_drive(given) if isinstance(given, str) else given
     return replace(drive, path=str(existing("drive", drive.path)))
 

@@ -61,45 +61,35 @@ def everything(
 
 @app.command()
 def run(
-    image: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="debian (the default), tiny, or an image that `kasou images` lists."),
-    ] = None,
-    bios: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="none|FILE", help="No firmware, or OpenSBI; default: built-in SBI."),
-    ] = None,
-    kernel: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="FILE", help="ELF, flat binary, or Linux Image (plain, gzip, EFI)."),
-    ] = None,
-    initrd: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Initial RAM disk for the kernel."),
-    ] = None,
-    append: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="TEXT", help="Kernel command line."),
-    ] = None,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="RAM: 512M, 2G.")] = "512M",
-    smp: Annotated[int, typer.Option(metavar="N", help="Number of harts, 1 to 8.")] = 1,
-    drive: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="FILE[,ro]", help="A raw disk image; may be repeated."),
-    ] = None,
+    image: machines.Image = None,
+    name: machines.VmName = None,
+    bios: machines.Bios = None,
+    kernel: machines.Kernel = None,
+    initrd: machines.Initrd = None,
+    append: machines.Append = None,
+    memory: machines.Memory = "512M",
+    cpus: machines.Cpus = 1,
+    drive: machines.Drives = None,
+    port: machines.Ports = None,
+    volume: machines.Volumes = None,
+    network: machines.Network = None,
+    egress: machines.Egress = "all",
+    cloud_init: machines.CloudInit = None,
+    minimal: Annotated[
+        bool, typer.Option("--minimal", help="The small guest: a kernel and busybox in memory.")
+    ] = False,
+    technique: machines.Technique = "direct",
+    paging: machines.Paging = "direct",
+    io: machines.Io = "virtio",
+    scheduler: machines.Scheduler = "direct",
     engine: Annotated[
         str, typer.Option(metavar="NAME", help="interpreter, or reference (slow, the judge).")
     ] = "interpreter",
     lockstep: Annotated[
         bool, typer.Option("--lockstep", help="Run both engines; stop where they differ.")
     ] = False,
-    clock: Annotated[
-        str, typer.Option(metavar="KIND", help="host time, or icount: instructions executed.")
-    ] = "host",
-    seed: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(metavar="N", help="Seed of everything random in the machine."),
-    ] = None,
+    clock: machines.Clock = "host",
+    seed: machines.Seed = None,
     timeout: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(metavar="SECONDS", help="End with exit code 124 after this long."),
@@ -107,10 +97,7 @@ def run(
     no_reboot: Annotated[
         bool, typer.Option("--no-reboot", help="End when the guest resets instead of rebooting.")
     ] = False,
-    mirror: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="URL", help="Debian mirror to fetch from; also KASOU_MIRROR."),
-    ] = None,
+    mirror: machines.Mirror = None,
     max_instructions: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(metavar="N", help="End after this many guest instructions."),
@@ -119,13 +106,20 @@ def run(
         bool, typer.Option("--json", help="Print how it ended as JSON, on standard error.")
     ] = False,
 ) -> int:
-    """Boot a machine on this terminal. Ctrl-] three times within a second ends it."""
+    """Boot a VM on this terminal. Ctrl-] three times within a second ends it.
+
+    Other commands reach it meanwhile. Without --name it is gone when it ends.
+    """
     from kasou.cli.run import execute
 
     return execute(
         RunOptions(
-            image, bios, kernel, initrd, append, memory, smp, tuple(drive or ()), engine,
-            lockstep, clock, seed, timeout, no_reboot, mirror, max_instructions, json,
+            image=image, name=name, bios=bios, kernel=kernel, initrd=initrd, append=append,
+            memory=memory, cpus=cpus, drive=tuple(drive or ()), port=tuple(port or ()),
+            volume=tuple(volume or ()), network=network, egress=egress, cloud_init=cloud_init,
+            minimal=minimal, technique=technique, paging=paging, io=io, scheduler=scheduler,
+            engine=engine, lockstep=lockstep, clock=clock, seed=seed, timeout=timeout,
+            no_reboot=no_reboot, mirror=mirror, max_instructions=max_instructions, json=json,
         )
     )  # fmt: skip
 

@@ -6,8 +6,8 @@ import json as json_text
 from collections.abc import Iterator
 from io import BytesIO
 
+from kasou.aio.definition import existing
 from kasou.cli.options import UsageError
-from kasou.cli.run import existing
 from kasou.errors import ConfigError
 from kasou.isa import rv64  # noqa: F401  (fills INSTRUCTIONS)
 from kasou.isa.encoding import Decoded, decode, length_of

@@ -23,6 +23,7 @@ ASK_SECONDS = 3.0
 """How long `ls` waits for one VM's process."""
 
 # fmt: off
+Image     = Annotated[Optional[str], typer.Argument(help="debian (the default), tiny, or what `kasou images` lists.")]  # noqa: UP045, E501
 VmName    = Annotated[Optional[str], typer.Option("--name", "-n", help="What it is called.")]  # noqa: UP045
 Cpus      = Annotated[int, typer.Option("--cpus", "-c", "--smp", metavar="N", help="Processors, 1 to 8.")]
 Memory    = Annotated[str, typer.Option("--memory", "-m", metavar="SIZE", help="RAM: 512M, 2G.")]
@@ -48,10 +49,7 @@ Seed      = Annotated[Optional[int], typer.Option(metavar="N", help="Seed of eve
 
 @commands.command()
 def launch(
-    image: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="debian (the default), tiny, or what `kasou images` lists."),
-    ] = None,
+    image: Image = None,
     name: VmName = None,
     cpus: Cpus = 1,
     memory: Memory = "512M",

@@ -19,16 +19,27 @@ class UsageError(ConfigError):
 
 
 class RunOptions(NamedTuple):
-    """The options of `kasou run` as typed; sizes and drives are not read yet."""
+    """The options of `kasou run` as typed; sizes, drives and ports are not read yet."""
 
     image: str | None = None
+    name: str | None = None
     bios: str | None = None
     kernel: str | None = None
     initrd: str | None = None
     append: str | None = None
     memory: str = "512M"
-    smp: int = 1
+    cpus: int = 1
     drive: tuple[str, ...] = ()
+    port: tuple[str, ...] = ()
+    volume: tuple[str, ...] = ()
+    network: str | None = None
+    egress: str = "all"
+    cloud_init: str | None = None
+    minimal: bool = False
+    technique: str = "direct"
+    paging: str = "direct"
+    io: str = "virtio"
+    scheduler: str = "direct"
     engine: str = "interpreter"
     lockstep: bool = False
     clock: str = "host"
@@ -40,6 +51,12 @@ class RunOptions(NamedTuple):
     json: bool = False
 
 
+ALIASES = {
+    "-n": "--name", "-c": "--cpus", "--smp": "--cpus", "-m": "--memory", "-p": "--port",
+    "-v": "--volume", "--disk": "--drive",
+}  # fmt: skip
+"""Other spellings, here and in typer."""
+
 READERS = {
     "int": int,
     "int | None": int,
@@ -47,14 +64,14 @@ READERS = {
     "str": str,
     "str | None": str,
 }
-"""How a field's annotation reads a value."""
+"""How a field's annotation reads a value; tuples collect what is given more than once."""
 
 
 def parse_plainly(arguments: Sequence[str]) -> RunOptions | None:
     """The options of a plainly spelled command line, or None: typer shall look at it."""
     kinds = RunOptions.__annotations__
     values: dict[str, object] = {}
-    drives: list[str] = []
+    lists: dict[str, list[str]] = {}
     rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("-"):
@@ -63,6 +80,9 @@ def parse_plainly(arguments: Sequence[str]) -> RunOptions | None:
             values["image"] = argument
             continue
         flag, equals, value = argument.partition("=")
+        if equals and not flag.startswith("--"):
+            return None
+        flag = ALIASES.get(flag, flag)
         name = flag[2:].replace("-", "_")
         if not flag.startswith("--") or "_" in flag or name not in kinds or name == "image":
             return None
@@ -77,39 +97,16 @@ def parse_plainly(arguments: Sequence[str]) -> RunOptions | None:
             if following is None or following.startswith("-"):
                 return None
             value = following
-        if name == "drive":
-            drives.append(value)
+        if kind.startswith("tuple"):
+            lists.setdefault(name, []).append(value)
             continue
         try:
             values[name] = READERS[kind](value)
         except ValueError:
             return None
-    return RunOptions(**values, drive=tuple(drives))  # type: ignore[arg-type]
+    values |= {name: tuple(items) for name, items in lists.items()}
+    return RunOptions(**values)  # type: ignore[arg-type]
 
 
 def _spelled(annotation: object) -> str:
     return str(getattr(annotation, "__forward_arg__", annotation))
-
-
-UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 512M, 2G, 65536K; a bare number is MiB. Raises `UsageError`."""
-    upper = text.strip().upper().removesuffix("IB").removesuffix("B")
-    number, unit = (upper[:-1], upper[-1]) if upper[-1:].isalpha() else (upper, "")
-    if unit not in UNITS or not number.isascii() or not number.isdigit() or int(number) == 0:
-        raise UsageError(f"--memory {text}: not a size; write for example 512M or 2G")
-    return int(number) * UNITS[unit]
-
-
-def parse_drive(text: str) -> tuple[str, bool]:
-    """(path, whether read-only) of `FILE` or `FILE,ro`. Raises `UsageError`."""
-    path, comma, option = text.rpartition(",")
-    if comma and option == "ro":
-        text, read_only = path, True
-    else:
-        read_only = False
-    if not text:
-        raise UsageError("--drive: no file named; write --drive FILE or --drive FILE,ro")
-    return text, read_only

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kasou.cli.main import INTERRUPTED, TIMEOUT, fail
-from kasou.cli.options import RunOptions, UsageError, parse_drive, parse_size
+from kasou.cli.options import RunOptions, UsageError
 from kasou.control.terminal import Terminal
-from kasou.errors import ConfigError, HostError
+from kasou.errors import ConfigError, HostError, KasouError
 
 if TYPE_CHECKING:
+    from kasou.control.operations import Ended
+    from kasou.control.running_vm import RunningVm
+    from kasou.control.server import ControlServer
+    from kasou.control.vm_config import VmConfig
+    from kasou.control.vm_directory import VmDirectory
+    from kasou.machine.config import Outcome
     from kasou.machine.lockstep import Lockstep
-    from kasou.machine.machine import Machine, MachineConfig, Outcome
+    from kasou.machine.machine import Machine
 
-ENGINES = ("interpreter", "reference")
-CLOCKS = ("host", "icount")
-MOST_HARTS = 8
 LONGEST_SECONDS = 1e6
+SERVE_AFTER_SECONDS = 0.05
+"""The control server waits for the machine's first steps: its imports cost as much as they do."""
+T = TypeVar("T")
 STOP_SECONDS = 5.0
 """How long a machine may take to stop before the process ends under it."""
 
@@ -29,119 +37,163 @@ STOP_SECONDS = 5.0
 def execute(options: RunOptions) -> int:
     """Run the machine that `options` describe on this process's terminal; the exit code."""
     check(options)
-    config = configure(options)
-    from kasou.machine.machine import Machine
+    from kasou.aio.definition import create, define
 
-    machine: Machine | Lockstep | None = None
-
-    def resized(columns: int, rows: int) -> None:
-        resize = getattr(machine, "console_resized", None)
-        if resize is not None:
-            resize(columns, rows)
-
-    terminal = Terminal(resized=resized)
+    config = define(
+        "minimal" if options.minimal else options.image, name=options.name, cpus=options.cpus,
+        memory=options.memory, bios=options.bios, kernel=options.kernel, initrd=options.initrd,
+        append=options.append, drives=options.drive, mounts=options.volume, ports=options.port,
+        network=False if options.network == "none" else options.network, egress=options.egress,
+        cloud_init=options.cloud_init, seed=options.seed, clock=options.clock,
+        technique=options.technique, paging=options.paging, io=options.io,
+        scheduler=options.scheduler, engine=options.engine, reboot=not options.no_reboot,
+        max_instructions=options.max_instructions, ephemeral=options.name is None,
+        mirror=options.mirror,
+    )  # fmt: skip
     if options.lockstep:
-        from kasou.machine.lockstep import Lockstep
-
-        machine = Lockstep(config, console_output=terminal.write)
-    else:
-        machine = Machine(config, console_output=terminal.write)
-    if terminal.is_tty:
-        print("kasou: Ctrl-] three times within a second ends the machine", file=sys.stderr)
+        return in_lockstep(config, options)
+    directory = create(config)
+    terminal = Terminal()
     started = time.monotonic()
-    outcome = run_on(machine, terminal, options.timeout)
-    if isinstance(machine, Machine):
-        pass
-    elif machine.difference is not None:
+    try:
+        directory.lock()
+        config = directory.read_config()
+        vm = running(directory, config, terminal)
+    except BaseException:
+        directory.remove()
+        raise
+    if terminal.is_tty:
+        kept = "" if options.name else "; -n NAME would keep it"
+        say(f"{config.name}: Ctrl-] three times within a second ends it{kept}")
+    server = Serving(vm)
+    try:
+        ended = run_on(vm.run, vm.machine.console_input, vm.stop_now, terminal, options.timeout)
+    finally:
+        server.close()
+    if options.json:
+        report(vm.machine, ended, terminal, time.monotonic() - started)
+    return exit_code(ended, terminal, options)
+
+
+def running(directory: VmDirectory, config: VmConfig, terminal: Terminal) -> RunningVm:
+    """The VM in this process, and the child that gives birth to its forks."""
+    from kasou.control.running_vm import RunningVm
+    from kasou.engine import object_cache
+    from kasou.machine import machine
+    from kasou.vmm.zygote import Zygote
+
+    assert machine
+    zygote = None
+    if config.engine == "interpreter":
+        object_cache.load()
+        zygote = Zygote()  # now: there are no threads yet
+    return RunningVm(directory, config, terminal.write, zygote=zygote)
+
+
+class Serving:
+    """The VM's control server, started once the machine is under way."""
+
+    def __init__(self, vm: RunningVm) -> None:
+        self.vm = vm
+        self._closed = threading.Event()
+        self._server: ControlServer | None = None
+        self._thread = threading.Thread(target=self._start, name="kasou-serve", daemon=True)
+        self._thread.start()
+
+    def _start(self) -> None:
+        if self._closed.wait(SERVE_AFTER_SECONDS):
+            return
+        from kasou.control.server import ControlServer
+        from kasou.paths import runtime_directory
+
+        try:
+            server = ControlServer(self.vm, runtime_directory() / self.vm.directory.socket_name)
+            server.start()
+            self._server = server
+        except KasouError as problem:  # it runs all the same
+            say(f"warning: {self.vm.directory.name} cannot be reached by other commands: {problem}")
+
+    def close(self) -> None:
+        """Say goodbye to everyone."""
+        self._closed.set()
+        self._thread.join()
+        if self._server is not None:
+            self._server.close()
+        if self.vm.zygote is not None:
+            self.vm.zygote.close()
+
+
+def in_lockstep(config: VmConfig, options: RunOptions) -> int:
+    """Both engines beside each other; no VM that others could see."""
+    from kasou.control.assembly import machine_config
+    from kasou.machine.config import Drive
+    from kasou.machine.lockstep import Lockstep
+
+    terminal = Terminal()
+    drives = tuple(Drive(Path(drive.path), drive.read_only) for drive in config.drives)
+    machine = Lockstep(
+        dataclasses.replace(machine_config(config), drives=drives), console_output=terminal.write
+    )
+    started = time.monotonic()
+    ended = run_on(machine.run, machine.console_input, machine.stop, terminal, options.timeout)
+    if machine.difference is not None:
         print(machine.difference.report(), file=sys.stderr)
     else:
-        print(f"kasou: the engines agree on all of {machine.steps} instructions", file=sys.stderr)
+        say(f"the engines agree on all of {machine.steps} instructions")
     if options.json:
-        report(machine, outcome, terminal, time.monotonic() - started)
-    return exit_code(outcome, terminal, options)
+        report(machine, ended, terminal, time.monotonic() - started)
+    return exit_code(ended, terminal, options)
+
+
+def say(text: str) -> None:
+    """A line for a person, on standard error."""
+    print(f"kasou: {text}", file=sys.stderr, flush=True)
 
 
 def check(options: RunOptions) -> None:
     """Refuse options that contradict each other. Raises `UsageError`."""
+    from kasou.control.vm_config import CLOCKS, ENGINES, MOST_CPUS
+    from kasou.units import parse_size
+
     if options.engine not in ENGINES:
         raise UsageError(f"--engine {options.engine}: not one of {', '.join(ENGINES)}")
     if options.clock not in CLOCKS:
         raise UsageError(f"--clock {options.clock}: not one of {', '.join(CLOCKS)}")
-    if not 1 <= options.smp <= MOST_HARTS:
-        raise UsageError(f"--smp {options.smp}: a board has 1 to {MOST_HARTS} harts")
+    if not 1 <= options.cpus <= MOST_CPUS:
+        raise UsageError(f"--cpus {options.cpus}: a board has 1 to {MOST_CPUS} harts")
     if options.timeout is not None and not 0 < options.timeout <= LONGEST_SECONDS:
         raise UsageError(f"--timeout {options.timeout:g}: more than 0, at most {LONGEST_SECONDS:g}")
     if options.max_instructions is not None and options.max_instructions <= 0:
         raise UsageError(f"--max-instructions {options.max_instructions}: must be more than 0")
     if options.image is not None and options.kernel is not None:
         raise UsageError(f"give either the image {options.image} or --kernel, not both")
+    if options.minimal and (options.image is not None or options.kernel is not None):
+        raise UsageError("--minimal is an image of its own: give no other, and no --kernel")
     if options.initrd is not None and options.kernel is None and options.bios is not None:
         raise UsageError("--initrd: needs --kernel")
     if options.bios == "none" and options.kernel is None and options.image is None:
         raise UsageError("--bios none: needs --kernel FILE, a bare-metal ELF or flat binary")
-
-
-def configure(options: RunOptions) -> MachineConfig:
-    """The machine's configuration: sizes read, files found, the image's parts filled in."""
-    from kasou.machine.machine import Drive, MachineConfig
-
-    memory = parse_size(options.memory)
-    drives = tuple(
-        Drive(existing("--drive", path), read_only)
-        for path, read_only in map(parse_drive, options.drive)
-    )
-    bios = options.bios
-    if bios is not None and bios != "none":
-        bios = str(existing("--bios", bios))
-    kernel = existing("--kernel", options.kernel) if options.kernel else None
-    initrd = existing("--initrd", options.initrd) if options.initrd else None
-    append = options.append or ""
-    if kernel is None and (options.image is not None or bios is None):
-        from kasou.cli.images import boot_files
-
-        files = boot_files(options.image or "debian", options.mirror)
-        kernel = files.kernel
-        initrd = initrd or files.initrd
-        append = f"{files.append} {append}".strip()
-    return MachineConfig(
-        memory=memory,
-        harts=options.smp,
-        engine=options.engine,
-        clock=options.clock,
-        seed=options.seed,
-        bios=bios,
-        kernel=kernel,
-        initrd=initrd,
-        append=append,
-        drives=drives,
-        reboot=not options.no_reboot,
-        max_instructions=options.max_instructions,
-    )
-
-
-def existing(option: str, name: str) -> Path:
-    """The file that `option` names. Raises `ConfigError` when it cannot be read."""
-    path = Path(name)
-    if not path.exists():
-        raise ConfigError(f"{option} {name}: no such file")
-    if path.is_dir():
-        raise ConfigError(f"{option} {name}: is a directory, not a file")
-    if not os.access(path, os.R_OK):
-        raise ConfigError(f"{option} {name}: not readable; check its permissions")
-    return path
+    try:
+        parse_size(options.memory)
+    except ConfigError as problem:
+        raise UsageError(f"--memory {problem}") from None
 
 
 def run_on(
-    machine: Machine | Lockstep, terminal: Terminal, timeout: float | None
-) -> Outcome | None:
-    """Run the machine beside the terminal's loop; None if it was ended from this side."""
-    outcomes: list[Outcome] = []
+    run: Callable[[float | None], T],
+    receive: Callable[[bytes], None],
+    stop: Callable[[], None],
+    terminal: Terminal,
+    timeout: float | None,
+) -> T | None:
+    """`run` a machine beside the terminal's loop; None if it was ended from this side."""
+    outcomes: list[T] = []
     problems: list[BaseException] = []
     done = threading.Event()
 
     def work() -> None:
         try:
-            outcomes.append(machine.run(timeout))
+            outcomes.append(run(timeout))
         except BaseException as problem:
             problems.append(problem)
         finally:
@@ -152,10 +204,10 @@ def run_on(
     with terminal:
         worker.start()
         try:
-            terminal.run(machine.console_input, done.is_set, time.monotonic)
+            terminal.run(receive, done.is_set, time.monotonic)
         finally:
             if not done.is_set():
-                machine.stop()
+                stop()
             worker.join(STOP_SECONDS)
     if worker.is_alive():
         fail(f"the machine did not stop within {STOP_SECONDS:g} s; ending the process", 0)
@@ -167,7 +219,7 @@ def run_on(
     return outcomes[0]
 
 
-def exit_code(outcome: Outcome | None, terminal: Terminal, options: RunOptions) -> int:
+def exit_code(outcome: Outcome | Ended | None, terminal: Terminal, options: RunOptions) -> int:
     """The process's exit code for the machine's end."""
     if outcome is None:
         if terminal.ended_by is None:
@@ -187,7 +239,10 @@ def exit_code(outcome: Outcome | None, terminal: Terminal, options: RunOptions) 
 
 
 def report(
-    machine: Machine | Lockstep, outcome: Outcome | None, terminal: Terminal, seconds: float
+    machine: Machine | Lockstep,
+    outcome: Outcome | Ended | None,
+    terminal: Terminal,
+    seconds: float,
 ) -> None:
     """Print how it ended, as one line of JSON, on standard error: stdout is the guest's."""
     import json

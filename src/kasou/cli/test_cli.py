@@ -3,9 +3,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kasou.cli import app, main, run
-from kasou.cli.options import RunOptions, UsageError, parse_drive, parse_plainly, parse_size
+from kasou.cli.options import RunOptions, parse_plainly
+from kasou.control.operations import Ended
+from kasou.control.vm_config import DriveConfig
 from kasou.errors import ConfigError
 
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("512M", 512 << 20),
-        ("2G", 2 << 30),
-        ("64k", 64 << 10),
-        ("128", 128 << 20),
-        ("1GiB", 1 << 30),
-    ],
-)
-def test_size(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "M", "-1M", "1.5G", "0", "12X", "１２M"])
-def test_bad_size(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_size(text)
-
-
-def test_drive() -> None:
-    assert parse_drive("a,b.img,ro") == ("a,b.img", True)
-    assert parse_drive("a,b.img") == ("a,b.img", False)
-    with pytest.raises(UsageError):
-        parse_drive(",ro")
-
-
-WORDS = """
-    tiny x --smp 2 --smp=3 --lockstep --lockstep=1 --memory 1G --drive a.img --drive=b,ro --json
+WORDS = r"""
+    tiny x --cpus 2 --smp=3 -c 3 -c=3 -p 8080:80 -m 1G -n x -n=x -v .:/x --disk d --minimal
+    --lockstep --lockstep=1 --memory 1G --drive a.img --drive=b,ro --json
     --append --append=console=ttyS0 --append= --timeout 1.5 --no-reboot --no_reboot --help -h --
     --seed 7 --seed=x --seed=-1 --smp=1_0 --timeout=inf --clock icount --bios none --unknown
-    --max-instructions 100
+    --max-instructions 100 --egress none --technique direct --network lab
 """
 ARGUMENTS = st.lists(st.sampled_from(WORDS.split()), max_size=6)
 
@@ -75,52 +49,51 @@ def test_every_option_is_read_fast() -> None:
         assert parse_plainly([flag]) or parse_plainly([flag, "1"]), name
 
 
-@dataclass(frozen=True)
-class Drive:
-    path: Path
-    read_only: bool
+class Machine:
+    """Stands for the machine of a `RunningVm`."""
+
+    def console_input(self, data: bytes) -> None: ...
+
+    def statistics(self) -> dict[str, object]:
+        return {"instructions": 7}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    kind: str
-    code: int
+class FakeVm:
+    """Stands for `RunningVm`: ends at once, as it is told."""
+
+    zygote = None
+
+    def __init__(self, board: Board, write: Callable[[bytes], None]) -> None:
+        self.board, self.write, self.machine = board, write, Machine()
+
+    def run(self, timeout: float | None) -> Ended:
+        if isinstance(self.board.outcome, BaseException):
+            raise self.board.outcome
+        self.write(b"hello\n")
+        return self.board.outcome
+
+    def stop_now(self) -> None: ...
 
 
 @dataclass
 class Board:
-    """Stands for `kasou.machine.machine`."""
+    """How the fake VM is to end, and what it was made of."""
 
-    outcome: Outcome | BaseException = Outcome("poweroff", 0)
+    outcome: Ended | BaseException = field(default_factory=lambda: Ended("poweroff"))
     config: Any = None
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Board:
     made = Board()
-    fake: Any = types.ModuleType("kasou.machine.machine")
+    monkeypatch.setenv("KASOU_HOME", str(tmp_path / "home"))
 
-    class Machine:
-        def __init__(self, config: Any, console_output: Callable[[bytes], None]) -> None:
-            made.config, self.write = config, console_output
+    def running(directory: Any, config: Any, terminal: Any) -> FakeVm:
+        made.config = config
+        return FakeVm(made, terminal.write)
 
-        def console_input(self, data: bytes) -> None: ...
-
-        def run(self, timeout: float | None) -> Outcome:
-            if isinstance(made.outcome, BaseException):
-                raise made.outcome
-            self.write(b"hello\n")
-            return made.outcome
-
-        def stop(self) -> None: ...
-
-        def statistics(self) -> dict[str, object]:
-            return {"instructions": 7}
-
-    fake.Machine, fake.Drive = Machine, Drive
-    fake.MachineConfig = lambda **settings: types.SimpleNamespace(**settings)
-    monkeypatch.setitem(sys.modules, "kasou.machine.machine", fake)
-    yield made
+    monkeypatch.setattr(run, "running", running)
+    return made
 
 
 def command(*arguments: str) -> int:
@@ -133,14 +106,14 @@ def command(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("outcome", "code"),
     [
-        (Outcome("poweroff", 0), 0),
-        (Outcome("exit", 7), 7),
-        (Outcome("exit", 0x100), 1),
-        (Outcome("exit", -1), 255),
-        (Outcome("reset", 0), 0),
-        (Outcome("budget", 0), 0),
-        (Outcome("timeout", 0), 124),
-        (Outcome("stopped", 0), 130),
+        (Ended("poweroff"), 0),
+        (Ended("exit", 7), 7),
+        (Ended("exit", 0x100), 1),
+        (Ended("exit", -1), 255),
+        (Ended("reset"), 0),
+        (Ended("budget"), 0),
+        (Ended("timeout"), 124),
+        (Ended("stopped"), 130),
         (ConfigError("prog: not for RISC-V"), 125),
         (RuntimeError("a bug"), 125),
         (MemoryError(), 125),
@@ -163,11 +136,12 @@ def test_configuration(board: Board, tmp_path: Path, capfd: pytest.CaptureFixtur
     line = f"--kernel {kernel} --initrd {kernel} --memory 1G --smp 2 --drive {kernel},ro"
     line += " --bios none --clock icount --seed 5 --no-reboot --json --append a=b"
     assert command("run", *line.split()) == 0
-    assert board.config == types.SimpleNamespace(
-        memory=1 << 30, harts=2, engine="interpreter", clock="icount", seed=5, bios="none",
-        kernel=kernel, initrd=kernel, append="a=b", drives=(Drive(kernel, True),),
-        reboot=False, max_instructions=None,
-    )  # fmt: skip
+    config = board.config
+    assert config.memory == 1 << 30 and config.cpus == 2 and config.bios == "none"
+    assert config.clock == "icount" and config.seed == 5 and config.append == "a=b"
+    assert config.kernel == config.initrd == str(kernel)
+    assert config.drives == (DriveConfig(str(kernel), read_only=True),)
+    assert not config.reboot and config.max_instructions is None and config.ephemeral
     out, error = capfd.readouterr()
     assert out == "hello\n"
     assert json.loads(error)["statistics"] == {"instructions": 7}
@@ -184,6 +158,13 @@ def test_configuration(board: Board, tmp_path: Path, capfd: pytest.CaptureFixtur
         ("run --memory lots", 2),
         ("run --timeout 0", 2),
         ("run --bios none", 2),
+        ("run --technique trap", 125),
+        ("run -n ../x", 125),
+        ("run tiny --minimal", 2),
+        ("launch -n a b c", 2),
+        ("info nobody", 125),
+        ("exec nobody true", 125),
+        ("exec -t -T nobody true", 2),
         ("run tiny --kernel x", 2),
         ("run --wat", 2),
         ("run a b", 2),

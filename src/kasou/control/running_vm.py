@@ -225,6 +225,10 @@ class RunningVm:
         await asyncio.to_thread(self.end_now)
         return await self._end_of_machine()
 
+    def stop_now(self) -> None:
+        """End the machine at once; `run` returns."""
+        self.machine.stop()
+
     def end_now(self) -> None:
         """Stop the machine and wait for its disks to be closed."""
         self.machine.stop()
