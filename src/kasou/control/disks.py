@@ -78,8 +78,6 @@ class VmDisks:
             self._write_tops()
 
     def _open_all(self, current: Tops | None, frozen: Mapping[str, str]) -> None:
-        from kasou.storage.disk import open_disk
-
         if self.config.disk is not None:
             self._open_layered(OWN, Path(self.config.disk), "qcow2", current, frozen)
         for number, drive in enumerate(self.config.drives):
@@ -87,6 +85,8 @@ class VmDisks:
                 name = f"drive{number}"
                 self._open_layered(name, Path(drive.path), drive.format, current, frozen)
                 continue
+            from kasou.storage.disk import open_disk
+
             disk = open_disk(
                 drive.path, format=drive.format, read_only=drive.read_only, cache=drive.cache
             )

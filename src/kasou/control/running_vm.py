@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kasou.control import operations as op
@@ -53,8 +54,6 @@ class RunningVm:
         origin: Origin | None = None,
         zygote: Zygote | None = None,
     ) -> None:
-        from kasou.control.moments import Moments
-
         self.directory = directory
         self.config = config
         self.zygote = zygote
@@ -75,15 +74,20 @@ class RunningVm:
         self._renewing: object = None
         self._woke = origin
         self.current: Assembled = self.assemble(origin)
-        self.moments = Moments(self)
-        self.handlers: Handlers = {
+        self.say("running")
+
+    @cached_property
+    def handlers(self) -> Handlers:
+        """What carries out each operation; made when the first request comes."""
+        from kasou.control.moments import Moments
+
+        return {
             "info": self.info, "stop": self.stop, "wait": self.wait, "pause": self.pause,
             "resume": self.resume, "keep": self.keep, "hold": self.hold,
             "console": self.console, "tunnel": self.tunnel, "capture": self.capture,
             "port_list": self.port_list, "port_add": self.port_add,
-            "port_remove": self.port_remove, **self.moments.handlers,
+            "port_remove": self.port_remove, **Moments(self).handlers,
         }  # fmt: skip
-        self.say("running")
 
     @property
     def is_paused(self) -> bool:

@@ -10,12 +10,15 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 LOG_BYTES = 4 << 20
 TAIL_BYTES = 64 << 10
@@ -26,6 +29,8 @@ class Attachment:
     """One reader of the serial port; used on the control thread's loop."""
 
     def __init__(self, first: bytes) -> None:
+        import asyncio  # not at the top: the machine starts before it is needed
+
         self._buffer = bytearray(first)
         self._skipped = 0
         self._ready = asyncio.Event()

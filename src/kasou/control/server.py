@@ -39,7 +39,11 @@ class Operated(Protocol):
     """
 
     serial: SerialLog
-    handlers: Handlers
+
+    @property
+    def handlers(self) -> Handlers:
+        """What carries out each operation, by its name."""
+        ...
 
     def serving(self, loop: asyncio.AbstractEventLoop) -> None:
         """The loop on which coroutines will run; called on it, before the first request."""
