@@ -104,6 +104,18 @@ def build(folder: Path) -> Row:
     return row("build", "the interpreter's object, cold", cold, None)
 
 
+def gateway(name: str, quick: bool) -> Row:
+    """The gateway alone, by the core it has to itself and by the clock on the wall."""
+    from bench.network import measure
+
+    what, result, (wall, core), unit = measure(name, quick)
+    return {
+        "name": name, "what": f"{what}: {core:.4g} {unit} a core, {wall:.4g} by the clock",
+        "kasou_s": result.wall_s, "mips": None, "instructions": None, "kasou_peak_mib": None,
+        "qemu_s": None, "qemu_peak_mib": None, "ratio": None, "rate": core, "unit": unit,
+    }  # fmt: skip
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -113,13 +125,15 @@ def main() -> int:
     options = parser.parse_args()
     peer, rounds = have_qemu(), 1 if options.quick else 3
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         jobs: dict[str, Callable[[], Row]] = {
             "build": lambda: build(folder), "start": lambda: start(folder), "boot": lambda: boot(peer, rounds)
         }  # fmt: skip
         for program in (*PROGRAMS, ONE_HART, BOTH_HARTS):
             jobs[program.name] = lambda p=program: loop(p, folder, peer, options.quick, rounds)
+        for name in ("tcp out", "tcp in", "udp"):
+            jobs[name] = lambda n=name: gateway(n, options.quick)
         for wanted in options.names:
             if wanted not in jobs:
                 parser.error(f"no row is called {wanted}; there are {', '.join(jobs)}")
