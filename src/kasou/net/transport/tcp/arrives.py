@@ -143,7 +143,9 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
     if flags & RST:
         if seq != c.rcv_nxt:
             _challenge(c, now)
-        elif c.state is State.TIME_WAIT or (c.state is State.SYN_RECEIVED and c.listener is not None):
+        elif c.state is State.TIME_WAIT or (
+            c.state is State.SYN_RECEIVED and c.listener is not None
+        ):
             c.step(On.RST)
             c.finish()
         else:

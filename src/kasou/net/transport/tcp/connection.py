@@ -47,7 +47,7 @@ class Connection:
     # fmt: off
     __slots__ = (
         # who
-        "local", "remote", "state", "owner", "on_event", "error", "host", "listener", "config",
+        "local", "remote", "state", "owner", "_on_event", "error", "host", "listener", "config",
         "pseudo",
         # send sequence variables
         "iss", "snd_una", "snd_nxt", "snd_wnd", "snd_wl1", "snd_wl2", "max_snd_wnd", "snd_scale", "scaling",
@@ -84,7 +84,7 @@ class Connection:
         self.pseudo = pseudo_header(local.address, remote.address, PROTOCOL, 0)
         self.state = State.CLOSED
         self.owner: object = None
-        self.on_event: Callable[[Connection, Event], None] | None = None
+        self._on_event: Callable[[Connection, Event], None] | None = None
         self.error: Event | None = None
         self.listener: Listener | None = None
 
@@ -167,6 +167,17 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<Connection {self.local} {self.remote} {self.state.value}>"
+
+    @property
+    def on_event(self) -> Callable[[Connection, Event], None] | None:
+        """Who is told of events; what waits for someone to listen is told to the first who does."""
+        return self._on_event
+
+    @on_event.setter
+    def on_event(self, listener: Callable[[Connection, Event], None] | None) -> None:
+        self._on_event = listener
+        if listener is not None and self._events:
+            self._announce()
 
     # ---- the user's calls (RFC 9293 3.10.1 to 3.10.6)
 
@@ -335,6 +346,9 @@ class Connection:
             return
         self._closed_posted = event is Event.CLOSED
         self._events.append(event)
+        self._announce()
+
+    def _announce(self) -> None:
         if not self.announced:
             self.announced = True
             self.host.eventful.append(self)
