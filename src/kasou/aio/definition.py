@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from kasou.control.assembly import mac_address
 from kasou.control.vm_config import (
     DriveConfig,
     MountConfig,
@@ -78,7 +79,7 @@ def define(
     mounts: Iterable[str | tuple[str, str] | MountConfig] = (),
     ports: Iterable[str] = (),
     network: str | Literal[False] | None = None,
-    egress: str = "all",
+    egress: str = "allow",
     cloud_init: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     clock: str = "host",
@@ -121,7 +122,6 @@ def define(
         cloud_init=_text(existing("cloud-init", cloud_init) if cloud_init else None),
         ports=tuple(ports),
         network=network or None,
-        networked=network is not False and engine != "reference",
         egress=egress,
         engine=engine,
         clock=clock,
@@ -136,9 +136,31 @@ def define(
         held=held,
     )
     check_choices(config)
+    _check_network(config)
     if kernel is None and (image is not None or bios is None):
         config = _with_image(config, image or DEFAULT_IMAGE, mirror)
-    return replace(config, name=name or next(free_name(short_name(config.image, kernel))))
+    name = name or next(free_name(short_name(config.image, kernel)))
+    asked_for = bool(config.ports or config.network or config.egress != "allow")
+    is_bare = config.image == TINY or config.bios == "none" or config.engine == "reference"
+    return replace(
+        config,
+        name=name,
+        networked=asked_for or (network is not False and not is_bare),
+        mac=mac_address(name, config.created, seed, config.network),
+    )
+
+
+def _check_network(config: VmConfig) -> None:
+    """Refuse rules that cannot be read. Raises `ConfigError`."""
+    if config.ports:
+        from kasou.net.gateway.forward import Forward
+
+        for spec in config.ports:
+            Forward.parse(spec)
+    if config.egress != "allow":
+        from kasou.net.gateway.egress import EgressPolicy
+
+        EgressPolicy.parse(config.egress)
 
 
 def _with_image(config: VmConfig, image: str, mirror: str | None) -> VmConfig:

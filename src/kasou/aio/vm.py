@@ -50,7 +50,7 @@ class VM(Guest):
         ports: Iterable[str] = (),
         mounts: Iterable[str | tuple[str, str] | MountConfig] = (),
         network: str | Literal[False] | None = None,
-        egress: str = "all",
+        egress: str = "allow",
         drives: Iterable[str | DriveConfig] = (),
         kernel: str | os.PathLike[str] | None = None,
         initrd: str | os.PathLike[str] | None = None,

@@ -73,7 +73,7 @@ def run(
     port: machines.Ports = None,
     volume: machines.Volumes = None,
     network: machines.Network = None,
-    egress: machines.Egress = "all",
+    egress: machines.Egress = "allow",
     cloud_init: machines.CloudInit = None,
     minimal: Annotated[
         bool, typer.Option("--minimal", help="The small guest: a kernel and busybox in memory.")

@@ -30,7 +30,7 @@ Memory    = Annotated[str, typer.Option("--memory", "-m", metavar="SIZE", help="
 Ports     = Annotated[Optional[list[str]], typer.Option("--port", "-p", metavar="[ADDR:]HOST:GUEST[/udp]", help="Forward a port of the host; may be repeated.")]  # noqa: UP045, E501
 Volumes   = Annotated[Optional[list[str]], typer.Option("--volume", "-v", metavar="HOST:GUEST[:ro]", help="Share a directory; may be repeated.")]  # noqa: UP045, E501
 Network   = Annotated[Optional[str], typer.Option(metavar="NAME|none", help="A named network shared with other VMs, or none.")]  # noqa: UP045, E501
-Egress    = Annotated[str, typer.Option(metavar="RULE", help="What the guest may reach: all, none, allow:DOMAIN,...")]  # noqa: E501
+Egress    = Annotated[str, typer.Option(metavar="RULE", help="What the guest may reach: allow, none, allow:DOMAIN,...")]  # noqa: E501
 Drives    = Annotated[Optional[list[str]], typer.Option("--drive", "--disk", metavar="FILE[,ro][,format=F][,cache=C][,snapshot]", help="A disk image, raw or qcow2; may be repeated.")]  # noqa: UP045, E501
 CloudInit = Annotated[Optional[str], typer.Option(metavar="FILE", help="User data for cloud-init (nocloud).")]  # noqa: UP045
 Kernel    = Annotated[Optional[str], typer.Option(metavar="FILE", help="ELF, flat binary, or Linux Image.")]  # noqa: UP045
@@ -56,7 +56,7 @@ def launch(
     port: Ports = None,
     volume: Volumes = None,
     network: Network = None,
-    egress: Egress = "all",
+    egress: Egress = "allow",
     drive: Drives = None,
     cloud_init: CloudInit = None,
     kernel: Kernel = None,

@@ -33,7 +33,7 @@ class RunOptions(NamedTuple):
     port: tuple[str, ...] = ()
     volume: tuple[str, ...] = ()
     network: str | None = None
-    egress: str = "all"
+    egress: str = "allow"
     cloud_init: str | None = None
     minimal: bool = False
     technique: str = "direct"

@@ -102,10 +102,12 @@ def assemble(
     return Assembled(machine, disks)
 
 
-def mac_address(config: VmConfig) -> bytes:
-    """The network card's address: the VM's name and, without a seed, its creation decide."""
-    text = f"{config.name}/{config.seed if config.seed is not None else config.created}"
-    return b"\x52\x54\x00" + hashlib.sha256(text.encode()).digest()[:3]
+def mac_address(name: str, created: str, seed: int | None, network: str | None) -> str:
+    """The network card's address. With a seed, and no neighbours, that alone decides."""
+    if seed is not None:
+        name, created = name if network else "", str(seed)
+    digest = hashlib.sha256(f"{name}/{created}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in b"\x52\x54\x00" + digest[:3])
 
 
 def machine_id(config: VmConfig) -> str:

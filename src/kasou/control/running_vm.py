@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from kasou.control.server import Pump
+    from kasou.control.vm_network import VmNetwork
+    from kasou.machine.config import Nic
     from kasou.machine.machine import Machine
     from kasou.vmm.zygote import Zygote
 
@@ -73,7 +75,17 @@ class RunningVm:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._renewing: object = None
         self._woke = origin
-        self.current: Assembled = self.assemble(origin)
+        self.network: VmNetwork | None = None
+        if config.networked:
+            from kasou.control.vm_network import VmNetwork
+
+            self.network = VmNetwork(config)
+        try:
+            self.current: Assembled = self.assemble(origin)
+        except BaseException:
+            if self.network is not None:
+                self.network.close()
+            raise
         self.say("running")
 
     @cached_property
@@ -84,9 +96,11 @@ class RunningVm:
         return {
             "info": self.info, "stop": self.stop, "wait": self.wait, "pause": self.pause,
             "resume": self.resume, "keep": self.keep, "hold": self.hold,
-            "console": self.console, "tunnel": self.tunnel, "capture": self.capture,
-            "port_list": self.port_list, "port_add": self.port_add,
-            "port_remove": self.port_remove, **Moments(self).handlers,
+            "console": self.console, "tunnel": self.tunnel, **Moments(self).handlers,
+            **dict.fromkeys(
+                ("port_list", "port_add", "port_remove", "capture"), self._no_network
+            ),
+            **(self.network.handlers if self.network is not None else {}),
         }  # fmt: skip
 
     @property
@@ -101,7 +115,16 @@ class RunningVm:
 
     def assemble(self, origin: Origin | None) -> Assembled:
         """A machine of this VM, from power-on or from `origin`; errors as for the VM."""
-        return assemble(self.config, self.directory, (), self._console_output, origin)
+        nics: tuple[Nic, ...] = ()
+        if self.network is not None:
+            from kasou.machine.config import Nic
+
+            assert self.config.mac is not None
+            nics = (Nic(self.network.wire, bytes.fromhex(self.config.mac.replace(":", ""))),)
+        made = assemble(self.config, self.directory, nics, self._console_output, origin)
+        if self.network is not None:
+            self.network.serve(made.machine)
+        return made
 
     # ------------------------------------------------------------------ life
     def run(self, timeout: float | None = None) -> op.Ended:
@@ -147,6 +170,8 @@ class RunningVm:
 
     def _end(self, ended: op.Ended) -> None:
         self.current.disks.close()
+        if self.network is not None:
+            self.network.close()
         self.ended = ended
         with contextlib.suppress(KasouError):
             if self.is_ephemeral:
@@ -190,7 +215,8 @@ class RunningVm:
             self.directory,
             VmState("paused" if self._paused else "running", os.getpid(), self.started),
             statistics=self.machine.statistics(),
-            ports=self._forwards(),
+            ports=self.network.forwards() if self.network is not None else (),
+            address=self.network.address if self.network is not None else None,
         )
 
     # ------------------------------------------------------------------ ending
@@ -362,25 +388,8 @@ class RunningVm:
             raise ConfigError(f"{name}: is paused; kasou resume {name} lets it go on")
         return await open_tunnel(self.machine, request.port, request.timeout, name)
 
-    async def capture(self, request: op.Capture) -> Pump:
-        """Frames as pcapng."""
-        raise ConfigError(f"{self.config.name}: has no network to capture")
-
-    # ------------------------------------------------------------------ network
-    def _forwards(self) -> tuple[op.PortForward, ...]:
-        return ()
-
-    def port_list(self, request: op.PortList) -> op.PortForwards:
-        """The forwarded ports."""
-        return op.PortForwards(self._forwards())
-
-    def port_add(self, request: op.PortAdd) -> op.PortForward:
-        """Forward one more."""
-        raise ConfigError(f"{self.config.name}: has no network")
-
-    def port_remove(self, request: op.PortRemove) -> op.Done:
-        """Forward one less."""
-        raise ConfigError(f"{self.config.name}: has no network")
+    def _no_network(self, request: op.Request[Any]) -> Any:
+        raise ConfigError(f"{self.config.name}: was made without a network")
 
 
 def describe(

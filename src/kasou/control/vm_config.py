@@ -77,7 +77,9 @@ class VmConfig:
     ports: tuple[str, ...] = ()
     network: str | None = None
     networked: bool = True
-    egress: str = "all"
+    mac: str | None = None
+    """The network card's address, as 52:54:00:12:34:56."""
+    egress: str = "allow"
     agent: bool = False
     """Whether the guest is known to run kasou's agent."""
     engine: str = "interpreter"
