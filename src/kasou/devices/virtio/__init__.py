@@ -7,4 +7,5 @@
 - `rng`      entropy
 - `console`  a terminal
 - `vsock`    stream sockets between host and guest; `vsock_packet`, `vsock_stream`
+- `p9`       a directory of the host; its protocol is in `ninep`
 """
