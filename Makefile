@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run tiny test quick bench lint format clean
+.PHONY: help run tiny test quick fuzz bench lint format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: $(READY)  ## Run all tests; those that need an absent tool say so and are 
 
 quick: $(READY)  ## Run the tests that take seconds.
 	$(BIN)/python -m pytest -m 'not slow and not guest' $(ARGS)
+
+fuzz: $(READY)  ## Torment the virtio devices (ARGS="net --seconds 60").
+	$(BIN)/python -m fuzz $(ARGS)
 
 bench: $(READY)  ## Measure, against QEMU on this machine where it is installed.
 	$(BIN)/python -m bench $(ARGS)

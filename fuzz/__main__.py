@@ -1,6 +1,7 @@
 """`python -m fuzz`: run the fuzzers; exits with 1 at the first failure, which names its run."""
 
 import argparse
+import faulthandler
 import itertools
 import logging
 import random
@@ -29,6 +30,7 @@ def main() -> int:
     layouts = [True] if options.packed else [False] if options.seed is not None else [False, True]
     for name, transport, packed in itertools.product(options.devices or RIGS, transports, layouts):
         end, runs = time.monotonic() + options.seconds, 0
+        faulthandler.dump_traceback_later(options.seconds + 60, exit=True)  # a device that hangs
         while True:
             seed = random.getrandbits(32) if options.seed is None else options.seed
             try:
