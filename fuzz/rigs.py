@@ -7,8 +7,10 @@ the host may do meanwhile, and one exchange that must work whenever a driver beh
 import contextlib
 import random
 import struct
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kasou.devices.virtio.balloon import VirtioBalloon
 from kasou.devices.virtio.block import VirtioBlock
@@ -16,6 +18,7 @@ from kasou.devices.virtio.console import ConsolePort, VirtioConsole
 from kasou.devices.virtio.device import VirtioDevice
 from kasou.devices.virtio.driver_model import WRITE, Driver, Part, Ram
 from kasou.devices.virtio.net import VirtioNet
+from kasou.devices.virtio.p9 import share_directory
 from kasou.devices.virtio.rng import VirtioRng
 from kasou.devices.virtio.vsock import VirtioVsock
 from kasou.errors import HostError, LocalError
@@ -38,6 +41,8 @@ class Rig:
     """One exchange with a driver that accepted everything; raises `AssertionError`."""
     poke: Callable[[random.Random], None] = lambda rng: None
     """The host does something of its own."""
+    keep: object = None
+    """What must live as long."""
 
 
 def put(driver: Driver, gpa: int, data: bytes, *rooms: tuple[int, int]) -> list[Part]:
@@ -338,6 +343,70 @@ def vsock_rig(ram: Ram, rng: random.Random) -> Rig:
     return Rig(device, request, works, poke)
 
 
+# ---------------------------------------------------------------------- 9P
+NAMES = (b"a", b"b", b"dir", b"link", b".", b"..", b"/etc", b"a/b", b"", b"\xff", b"x" * 300)
+
+
+def p9_rig(ram: Ram, rng: random.Random) -> Rig:
+    """A directory of its own, gone with the rig."""
+    directory = tempfile.TemporaryDirectory(prefix="kasou-fuzz-")
+    (Path(directory.name) / "a").write_bytes(b"content")
+    device = share_directory(ram, directory.name, "share")
+
+    def message(kind: int, body: bytes, tag: int = 1) -> bytes:
+        return struct.pack("<IBH", 7 + len(body), kind, tag) + body
+
+    def string(data: bytes) -> bytes:
+        return struct.pack("<H", len(data)) + data
+
+    def request(r: random.Random, queue: int) -> Request:
+        def number(n: int) -> bytes:
+            return (r.getrandbits(8 * n) if r.random() < 0.1 else r.randrange(4)).to_bytes(
+                n, "little"
+            )
+
+        def name() -> bytes:
+            return string(r.choice(NAMES))
+
+        kind, shape = r.choice([
+            (100, "4s"), (104, "44ss4"), (110, "44w"), (110, "44w"), (110, "44w"), (12, "44"),
+            (14, "4s444"), (24, "48"), (26, "444448" + "8888"), (116, "484"), (118, "48d"),
+            (40, "484"), (120, "4"), (122, "4"), (72, "4s44"), (16, "4ss4"), (70, "44s"),
+            (76, "4s4"), (74, "4s4s"), (20, "44s"), (22, "4"), (8, "4"), (50, "44"),
+            (52, "4148" + "84s"), (54, "41" + "884s"), (30, "44s"), (32, "4s84"), (108, "2"),
+            (r.randrange(256), "4444"),
+        ])  # fmt: skip
+        body = b""
+        for field in shape:
+            if field == "s":
+                body += name()
+            elif field == "w":
+                count = r.choice([0, 1, 1, 2, 16, 17])
+                body += count.to_bytes(2, "little") + b"".join(name() for _ in range(count))
+            elif field == "d":
+                data = r.randbytes(r.randrange(50))
+                body += struct.pack("<I", len(data)) + data
+            else:
+                body += number(int(field))
+        if kind == 100:
+            body = struct.pack("<I", r.choice([8192, 4096, 0, 1 << 31])) + string(b"9P2000.L")
+        return message(kind, body), [r.choice([11, 100, 4096, 8192])]
+
+    def works(driver: Driver) -> None:
+        def call(kind: int, body: bytes) -> bytes:
+            n = driver.request(0, put(driver, DATA, message(kind, body), (DATA + 0x1000, 0x1000)))
+            size, answer, tag = struct.unpack("<IBH", driver.ram.read(DATA + 0x1000, 7))
+            assert (n, tag) == (size, 1)
+            assert answer == kind + 1, f"{kind} is answered by {answer}"
+            return driver.ram.read(DATA + 0x1007, size - 7)
+
+        call(100, struct.pack("<I", 8192) + string(b"9P2000.L"))
+        call(104, struct.pack("<II", 1, 0xFFFF_FFFF) + string(b"") * 2 + bytes(4))
+        call(24, struct.pack("<IQ", 1, 0x7FF))
+
+    return Rig(device, request, works, keep=directory)
+
+
 RIGS: dict[str, Callable[[Ram, random.Random], Rig]] = {
     "rng": rng_rig,
     "block": block_rig,
@@ -345,5 +414,6 @@ RIGS: dict[str, Callable[[Ram, random.Random], Rig]] = {
     "console": console_rig,
     "balloon": balloon_rig,
     "vsock": vsock_rig,
+    "9p": p9_rig,
 }
 """By name; a test sees to it that no device is missing."""
