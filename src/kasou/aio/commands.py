@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kasou.aio.copies import get, put
 from kasou.aio.process import AGENT_SECONDS, Process, ask, begin
 from kasou.aio.result import CommandError, Result, TimedOut, shown
 from kasou.errors import ConfigError
@@ -116,6 +118,22 @@ class Guest:
                     f" {timeout:g} s; last {last}"
                 )
             await asyncio.sleep(POLL_SECONDS)
+
+    # ------------------------------------------------------------------ files
+    async def put(
+        self, source: str | os.PathLike[str], target: str, *, user: str | None = None
+    ) -> None:
+        """Copy a file or tree into the guest, as `cp -r` would; `source/` means its contents.
+
+        Files are root's, or `user`'s. Raises `ConfigError` when there is no `source`.
+        """
+        await put(self.client, source, target, user)
+
+    async def get(
+        self, source: str, target: str | os.PathLike[str], *, user: str | None = None
+    ) -> None:
+        """Copy a file or tree out of the guest; `source/` means its contents."""
+        await get(self.client, source, target, user)
 
     # ------------------------------------------------------------------ waiting
     async def wait_for_agent(self, timeout: float = AGENT_SECONDS) -> None:

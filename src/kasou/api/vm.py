@@ -179,6 +179,8 @@ class VM:
 
     # ------------------------------------------------------------------ the guest
     run = blocking(aio.VM.run)
+    put = blocking(aio.VM.put)
+    get = blocking(aio.VM.get)
     succeed = blocking(aio.VM.succeed)
     fail = blocking(aio.VM.fail)
     wait_until_succeeds = blocking(aio.VM.wait_until_succeeds)

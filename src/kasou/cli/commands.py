@@ -1,4 +1,4 @@
-"""Commands in the guest: exec, shell.
+"""Commands in the guest: exec, shell, cp.
 
 `exec` gives its words to the guest as they are; no shell sees them. It returns the command's exit
 code. Otherwise:
@@ -27,7 +27,8 @@ import typer
 
 from kasou.cli.main import INTERRUPTED, TIMEOUT, fail
 from kasou.cli.options import UsageError
-from kasou.cli.output import Name, Patience
+from kasou.cli.output import Json, Name, Patience, print_json
+from kasou.units import format_size
 
 if TYPE_CHECKING:
     from kasou.aio import Process
@@ -59,6 +60,10 @@ def exec(
     timeout: Annotated[Optional[float], typer.Option(metavar="SECONDS", help="Kill it after this long; exit code 124.")] = None,  # noqa: UP045, E501
 ) -> int:  # fmt: skip
     """Run a program in a VM; the exit code is the program's."""
+    if command[0] == "--":  # kasou exec NAME -- COMMAND, as people write
+        command = command[1:]
+        if not command:
+            raise UsageError("exec: no command behind --")
     if tty and no_tty:
         raise UsageError("give either -t or -T")
     if interactive and no_stdin:
@@ -75,6 +80,51 @@ def shell(name: Name, env: Env = None, cwd: Cwd = None, user: User = None) -> in
     return execute(
         name, LOGIN, environment(env), cwd, user, sys.stdin.isatty(), stdin=True, timeout=None
     )
+
+
+@commands.command()
+def cp(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE... TARGET", help="One side is VM:PATH.")],
+    user: User = None,
+    json: Json = False,
+) -> int:  # fmt: skip
+    """Copy files and trees into a VM or out of it: kasou cp site/ web:/var/www; kasou cp web:/etc ."""
+    if len(sources) < 2:
+        raise UsageError("cp: write SOURCE... TARGET")
+    *sources, target = sources
+    machine, guest_target = in_guest(target)
+    pairs = [in_guest(source) for source in sources]
+    in_vms = [name is not None for name, _ in pairs]
+    if any(in_vms) if machine is not None else not all(in_vms):
+        raise UsageError("cp: one side is in a VM (VM:PATH), the other on this host")
+
+    from kasou.aio import VM
+
+    async def work(progress: Any) -> None:
+        from kasou.aio.copies import get, put
+
+        for source, (name, path) in zip(sources, pairs, strict=True):
+            if machine is not None:
+                vm = await VM.open(machine)
+                await put(vm.client, source, guest_target, user, progress)
+            else:
+                assert name is not None
+                vm = await VM.open(name)
+                await get(vm.client, path, target, user, progress)
+
+    with Patience("copying") as patience:
+        asyncio.run(work(lambda done: patience.progress(format_size(done))))
+    if json:
+        print_json({"copied": sources, "to": target})
+    return 0
+
+
+def in_guest(word: str) -> tuple[str | None, str]:
+    """(VM, path in it) of `VM:PATH`; (None, path) of a path of the host."""
+    name, colon, path = word.partition(":")
+    if not colon or "/" in name or not name:
+        return None, word
+    return name, path or "."
 
 
 def environment(words: Sequence[str] | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kasou.cli import app, main, run
@@ -28,6 +28,7 @@ WORDS = r"""
 ARGUMENTS = st.lists(st.sampled_from(WORDS.split()), max_size=6)
 
 
+@settings(deadline=None)
 @given(ARGUMENTS)
 def test_the_fast_reader_agrees_with_typer(arguments: list[str]) -> None:
     fast = parse_plainly(arguments)
