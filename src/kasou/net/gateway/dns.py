@@ -79,18 +79,21 @@ class DnsForwarder:
 
     def receive(
         self, wire: bytes, station: Station | None, by_tcp: bool, reply: Reply, now: int
-    ) -> None:
-        """A query from `station`; `reply` is called with the answer, now or later, or never."""
+    ) -> bool:
+        """A query from `station`; `reply` is called with the answer, now or later.
+
+        False when there will be none: it is no query, or nothing that can be answered.
+        """
         self.now = now
         self.counters["queries"] += 1
         try:
             message = dns.message.from_wire(wire)
         except (dns.exception.DNSException, ValueError, IndexError):
             self.counters["malformed"] += 1
-            return
+            return False
         if message.flags & dns.flags.QR:
             self.counters["malformed"] += 1
-            return
+            return False
         if not isinstance(message, dns.message.QueryMessage) or len(message.question) != 1:
             refusal = (
                 dns.rcode.NOTIMP if message.opcode() != dns.opcode.QUERY else dns.rcode.FORMERR
@@ -104,7 +107,7 @@ class DnsForwarder:
         if local is not None:
             self.counters["local"] += 1
             reply(_local_reply(message, local))
-            return
+            return True
         if station is not None and not station.egress.policy.allows_name(name):
             self.counters["denied"] += 1
             station.egress.denied += 1
@@ -117,6 +120,7 @@ class DnsForwarder:
         query = _Query(station, message, name, reply, by_tcp, servers, wire)
         self._pending[id(query)] = query
         self._ask_next(query)
+        return True
 
     def deadline(self) -> int | None:
         """When the next server is asked, ns."""
@@ -267,10 +271,11 @@ class DnsForwarder:
         else:
             self._fail(query.message, otherwise, query.reply)
 
-    def _fail(self, message: dns.message.Message, rcode: dns.rcode.Rcode, reply: Reply) -> None:
+    def _fail(self, message: dns.message.Message, rcode: dns.rcode.Rcode, reply: Reply) -> bool:
         answer = dns.message.make_response(message, recursion_available=True)
         answer.set_rcode(rcode)
         reply(answer.to_wire())
+        return True
 
     def _let_go(self, query: _Query) -> None:
         if query.socket is not None:

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from kasou.errors import ConfigError
 from kasou.net.wire.address import IpAddress, Prefix
 
-_DOMAIN = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_-]{1,63}")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_DOMAIN = re.compile(rf"(?:\*\.)?(?:{_LABEL}\.)*{_LABEL}")
 GRACE_NS = 600 * 1_000_000_000
 """How long past its TTL a resolved address is admitted: programs keep addresses."""
 _MAX_RESOLVED = 8192

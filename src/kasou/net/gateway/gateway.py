@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from kasou.errors import ConfigError, LocalError
 from kasou.net.gateway.config import GatewayConfig
 from kasou.net.gateway.dhcpv4 import Dhcpv4Server
-from kasou.net.gateway.dhcpv6 import Dhcpv6Server
 from kasou.net.gateway.dns import DnsForwarder
 from kasou.net.gateway.egress import Egress, EgressPolicy
 from kasou.net.gateway.forward import LOOPBACK4, Forward
 from kasou.net.gateway.names import LocalNames
 from kasou.net.gateway.outside import Failure, HostListener, Outside, Stream
 from kasou.net.gateway.ping_nat import PingNat
+from kasou.net.gateway.services import serve_dhcpv4, serve_dhcpv6, serve_dns
 from kasou.net.gateway.station import Owners, Station
 from kasou.net.gateway.tcp_relay import TcpRelay
 from kasou.net.gateway.udp_nat import UdpForward, UdpNat
@@ -34,10 +34,7 @@ from kasou.net.network.interface import Packet
 from kasou.net.network.ip import Echo
 from kasou.net.stack import Host
 from kasou.net.transport.tcp import Connection, Endpoint, Event, TcpConfig
-from kasou.net.transport.udp import Received, UdpSocket
-from kasou.net.wire import dhcpv4, dhcpv6
 from kasou.net.wire.address import (
-    ALL_DHCP_AGENTS,
     ANY4,
     ANY6,
     BROADCAST4,
@@ -48,7 +45,6 @@ from kasou.net.wire.address import (
     is_loopback,
     is_multicast,
 )
-from kasou.net.wire.error import ParseError
 from kasou.net.wire.icmpv4 import Unreachable
 from kasou.net.wire.icmpv6 import Unreachable6
 from kasou.net.wire.ipv4 import Ipv4Header, Protocol
@@ -85,6 +81,19 @@ class OpenForward:
     port: int
     _listener: HostListener | None = None
     _udp: UdpForward | None = None
+
+
+def advertisement(config: GatewayConfig) -> RouterAdvertisement:
+    """What the gateway says of itself as an IPv6 router."""
+    assert config.network6 is not None and config.dns6 is not None
+    return RouterAdvertisement(
+        other=True,
+        source_mac=config.mac,
+        mtu=config.mtu,
+        prefixes=(PrefixInformation(config.network6, valid=86400, preferred=14400),),
+        name_servers=(config.dns6,),
+        search=(config.domain,),
+    )
 
 
 class _GatewayHost(Host):
@@ -137,12 +146,13 @@ class Gateway:
         host.tcp.on_unclaimed_syn = self._on_syn
         host.udp.on_unclaimed = self._on_datagram
         host.ip.on_echo = self._on_echo
-        self._serve_dhcpv4()
+        serve_dhcpv4(host, self.interface, self.dhcpv4)
         self.advertiser: RouterAdvertiser | None = None
-        if ipv6:
-            self._serve_ipv6(rng, now)
+        if config.network6 is not None:
+            serve_dhcpv6(host, self.interface, config)
+            self.advertiser = RouterAdvertiser(self.interface, advertisement(config), rng, now)
         for address in self._own:
-            self._serve_dns(address)
+            serve_dns(host, address, self.dns, self.owners.of)
 
     # ------------------------------------------------------------------ VMs
 
@@ -499,100 +509,3 @@ class Gateway:
 
     def _send_echo_reply(self, echo: Echo) -> None:
         self.host.ip.send_echo(echo, self.host.now, reply=True)
-
-    # ------------------------------------------------------------------ services
-
-    def _serve_dhcpv4(self) -> None:
-        socket = self.host.udp.bind(None, dhcpv4.SERVER_PORT)
-
-        def readable(socket: UdpSocket) -> None:
-            while (received := socket.receive()) is not None:
-                try:
-                    message = dhcpv4.parse_dhcpv4(received.payload)
-                except ParseError:
-                    self.interface.statistics.malformed += 1
-                    continue
-                answered = self.dhcpv4.receive(message, self.host.now)
-                if answered is not None:
-                    answer, to = answered
-                    body = UdpDatagram(
-                        dhcpv4.SERVER_PORT, dhcpv4.CLIENT_PORT, answer.emit()
-                    ).emit(self.config.gateway4, to)  # fmt: skip
-                    self.host.ip.send(
-                        self.config.gateway4, to, Protocol.UDP, body, self.host.now,
-                        interface=self.interface,
-                    )  # fmt: skip
-
-        socket.on_readable = readable
-
-    def _serve_ipv6(self, rng: random.Random, now: int) -> None:
-        config, interface = self.config, self.interface
-        assert config.network6 is not None and config.dns6 is not None
-        advertisement = RouterAdvertisement(
-            other=True,
-            source_mac=config.mac,
-            mtu=config.mtu,
-            prefixes=(PrefixInformation(config.network6, valid=86400, preferred=14400),),
-            name_servers=(config.dns6,),
-            search=(config.domain,),
-        )
-        self.advertiser = RouterAdvertiser(interface, advertisement, rng, now)
-        interface.groups.add(ALL_DHCP_AGENTS)
-        server = Dhcpv6Server(config)
-        socket = self.host.udp.bind(None, dhcpv6.SERVER_PORT)
-
-        def readable(socket: UdpSocket) -> None:
-            while (received := socket.receive()) is not None:
-                if not is_link_local(received.source) or len(received.source) != 16:
-                    continue
-                try:
-                    answer = server.receive(dhcpv6.parse_dhcpv6(received.payload))
-                except ParseError:
-                    interface.statistics.malformed += 1
-                    continue
-                if answer is not None:
-                    socket.send(
-                        answer.emit(), received.source, received.source_port, interface.link_local
-                    )
-
-        socket.on_readable = readable
-
-    def _serve_dns(self, address: IpAddress) -> None:
-        socket = self.host.udp.bind(address, 53)
-
-        def answer(to: Received) -> Callable[[bytes], None]:
-            return lambda wire: socket.send(wire, to.source, to.source_port)
-
-        def readable(socket: UdpSocket) -> None:
-            while (received := socket.receive()) is not None:
-                station = self.owners.of(received.source)
-                self.dns.receive(received.payload, station, False, answer(received), self.host.now)
-
-        socket.on_readable = readable
-        self.host.tcp.listen(address, 53, self._dns_connection)
-
-    def _dns_connection(self, connection: Connection) -> None:
-        """DNS over TCP (RFC 7766): each message after its length in two bytes."""
-        station = self.owners.of(connection.remote.address)
-        received = bytearray()
-
-        def reply(wire: bytes) -> None:
-            if connection.error is None and connection.writable >= len(wire) + 2:
-                connection.write(len(wire).to_bytes(2, "big") + wire)
-
-        def on_event(connection: Connection, event: Event) -> None:
-            if event is Event.READABLE:
-                while data := connection.read():
-                    received.extend(data)
-                while len(received) >= 2:
-                    size = int.from_bytes(received[:2], "big")
-                    if len(received) < 2 + size:
-                        break
-                    wire = bytes(received[2 : 2 + size])
-                    del received[: 2 + size]
-                    self.dns.receive(wire, station, True, reply, self.host.now)
-            elif event is Event.REMOTE_CLOSED:
-                connection.close()
-
-        connection.on_event = on_event
-        on_event(connection, Event.READABLE)

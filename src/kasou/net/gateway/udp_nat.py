@@ -23,6 +23,7 @@ from kasou.net.wire.address import ANY4, ANY6, IpAddress
 
 _SECOND = 1_000_000_000
 IDLE_NS, ONE_WAY_NS = 300 * _SECOND, 60 * _SECOND  # RFC 4787 4.3 asks for 2 minutes at least
+SWEEP_NS = 10 * _SECOND
 MAX_FLOWS = 1024
 MAX_PEERS = 256
 _FIRST_CLIENT_PORT, _LAST_CLIENT_PORT = 32768, 60999
@@ -82,6 +83,7 @@ class UdpNat:
         self._clients: OrderedDict[tuple[int, Endpoint], _Client] = OrderedDict()
         self._client_at: dict[tuple[Endpoint, Endpoint], _Client] = {}
         self._next_port = _FIRST_CLIENT_PORT
+        self._sweep_at: int | None = None
 
     def __len__(self) -> int:
         return len(self._flows) + len(self._clients)
@@ -204,15 +206,17 @@ class UdpNat:
     # ------------------------------------------------------------------ time and ends
 
     def deadline(self) -> int | None:
-        """When flows are next looked through, ns: the oldest may be over by then."""
-        first = next(iter(self._flows.values()), None)
-        oldest = next(iter(self._clients.values()), None)
-        times = [each.used + ONE_WAY_NS for each in (first, oldest) if each is not None]
-        return max(min(times), self.now + _SECOND) if times else None
+        """When flows are next looked through, ns; every `SWEEP_NS` while there are any."""
+        if not self._flows and not self._clients:
+            self._sweep_at = None
+        elif self._sweep_at is None:
+            self._sweep_at = self.now + SWEEP_NS
+        return self._sweep_at
 
     def handle_timer(self, now: int) -> None:
         """End what was idle too long."""
         self.now = now
+        self._sweep_at = None
         for flow in list(self._flows.values()):
             if now - flow.used >= (IDLE_NS if flow.answered else ONE_WAY_NS):
                 self._close(flow)
