@@ -171,6 +171,7 @@ def open_disk(
     mode = Cache.named(cache)
     if format is not None and format not in _FORMATS:
         raise ConfigError(f"disk {path}: format {format!r}: expected one of {', '.join(_FORMATS)}")
+    read_only = read_only or snapshot is not None
     return OpenDisk(_open(Path(path), format, read_only, mode, snapshot, []), mode)
 
 

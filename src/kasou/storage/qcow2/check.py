@@ -88,12 +88,12 @@ class References:
         return True
 
     def slice(self, start: int, stop: int) -> list[int]:
-        """The counts of these clusters, 0 behind the end."""
+        """The counts of these clusters, none behind the end."""
         found = list(self._counts[start:stop])
         for cluster in self._more:
             if start <= cluster < stop:
                 found[cluster - start] = self._more[cluster]
-        return found + [0] * (stop - start - len(found))
+        return found
 
 
 class Check:
@@ -233,15 +233,23 @@ class Check:
             entry = counts.table[number] if number < len(counts.table) else 0
             if entry & (1 << self.bits) - 1 or entry >> self.bits >= self.references.clusters:
                 continue  # was reported
-            for i, wanted in enumerate(self.references.slice(start, start + per_block)):
-                stored = counts.get(start + i)
-                if stored > wanted:
-                    report.leaks += 1
-                    report.say(f"cluster {start + i} leaks: refcount {stored}, references {wanted}")
-                elif stored < wanted:
-                    report.corrupt(f"cluster {start + i}: refcount {stored}, references {wanted}")
+            inside = max(0, min(per_block, self.references.clusters - start))
+            stored = counts.several(start, inside)
+            wanted = self.references.slice(start, start + inside)
+            if stored != wanted:
+                for i in range(inside):
+                    self._judge(start + i, stored[i], wanted[i])
+            for cluster in counts.in_use(start + inside, start + per_block):
+                self._judge(cluster, counts.get(cluster), 0)
         for what, _ in self.wrong_flags():
             report.corrupt(what)
+
+    def _judge(self, cluster: int, stored: int, wanted: int) -> None:
+        if stored > wanted:
+            self.report.leaks += 1
+            self.report.say(f"cluster {cluster} leaks: refcount {stored}, references {wanted}")
+        elif stored < wanted:
+            self.report.corrupt(f"cluster {cluster}: refcount {stored}, references {wanted}")
 
     def wrong_flags(self) -> list[tuple[str, tuple[int, int]]]:
         """COPIED flags of the active tables that are wrong: words, (file offset, right entry)."""
@@ -314,10 +322,10 @@ def mend_refcounts(file: File, header: Header) -> Header:
         start = number * per_block
         block = Block(blocks_at + (number << bits), bytes(1 << bits), header.refcount_order, True)
         for i, count in enumerate(check.references.slice(start, start + per_block)):
-            if first <= start + i < first + tables + blocks:
-                count = 1
             if count:
                 block.set(i, min(count, geometry.max_refcount))
+        for cluster in range(max(first, start), min(first + tables + blocks, start + per_block)):
+            block.set(cluster - start, 1)
         file.write(block.at, block.emit())
     table = array("Q", (blocks_at + (number << bits) for number in range(blocks)))
     file.write(table_at, table_bytes(table).ljust(tables << bits, b"\0"))

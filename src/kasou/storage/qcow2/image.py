@@ -42,7 +42,7 @@ from kasou.storage.qcow2.refcounts import Refcounts
 from kasou.storage.qcow2.snapshots import Snapshot, snapshot_clusters
 from kasou.storage.qcow2.tables import L2Table, Tables
 
-_ZEROES = bytes(2 << 20)
+_ZEROES = b"\0" * (2 << 20)  # touched memory: a killed write then never ends inside a sector
 _MAX_PENDING = 1 << 16
 
 

@@ -116,6 +116,38 @@ class Refcounts:
         block = self._block(cluster // self._per_block)
         return block.get(cluster % self._per_block) if block else 0
 
+    def several(self, start: int, n: int) -> list[int]:
+        """The refcounts of `n` clusters from `start`, all of one block. Raises `HostError`."""
+        number, index = divmod(start, self._per_block)
+        block = self._block(number)
+        if block is None:
+            return [0] * n
+        if block.order >= 3:
+            return list(block.counts[index : index + n])
+        return [block.get(index + i) for i in range(n)]
+
+    def in_use(self, start: int, stop: int) -> list[int]:
+        """Those of the clusters, all of one block, whose refcount is not zero."""
+        block = self._block(start // self._per_block)
+        if block is None or start >= stop:
+            return []
+        first, last = start % self._per_block, (stop - 1) % self._per_block
+        if block.order >= 3:
+            entries = [first + i for i, count in enumerate(block.counts[first : last + 1]) if count]
+        else:
+            a_byte = 8 >> block.order
+            low = first // a_byte
+            held = [
+                low + i for i, bits in enumerate(block.counts[low : last // a_byte + 1]) if bits
+            ]
+            entries = [
+                index
+                for at in held
+                for index in range(at * a_byte, (at + 1) * a_byte)
+                if first <= index <= last and block.get(index)
+            ]
+        return [start - first + index for index in entries]
+
     def set(self, cluster: int, count: int) -> None:
         """Change a refcount, in memory. Raises `HostError`."""
         number = cluster // self._per_block
