@@ -28,6 +28,7 @@ from kasou.devices.virtio.device import Feature, NoDevice, VirtioDevice
 from kasou.devices.virtio.mmio import MmioState, VirtioMmio
 from kasou.devices.virtio.pci import VirtioPci
 from kasou.devices.virtio.rng import VirtioRng
+from kasou.devices.vmgenid import ID_BYTES, VmGenId, VmGenIdState
 from kasou.errors import ConfigError
 from kasou.machine.device_tree import Node, Value, blob, region, u64
 from kasou.machine.pci_node import pci_node
@@ -45,6 +46,7 @@ class Place(NamedTuple):
 # fmt: off
 TEST_FINISHER = Place(0x0010_0000, 0x1000)
 RTC           = Place(0x0010_1000, 0x1000, irq=11)
+VMGENID       = Place(0x0010_2000, 0x10, irq=12)
 CLINT         = Place(0x0200_0000, 0x1_0000)
 SSWI          = Place(0x02F0_0000, 0x4000)
 PLIC          = Place(0x0C00_0000, 0x60_0000)
@@ -90,6 +92,7 @@ class BoardState:
     uart: UartState
     rtc: RtcState
     fw_cfg: FwCfgState
+    vmgenid: VmGenIdState
     virtio: tuple[MmioState, ...]
     pci: PciState
 
@@ -142,6 +145,8 @@ class Board:
         self.finisher = Finisher(on_finish)
         self.rtc = GoldfishRtc(now_ns, self.plic.line(RTC.irq), on_alarm)
         self.uart = Uart16550(console_output, self.plic.line(UART.irq))
+        self._entropy = entropy
+        self.vmgenid = VmGenId(entropy(ID_BYTES), self.plic.line(VMGENID.irq))
         self.fw_cfg = FwCfg(memory)
 
         carried: list[VirtioDevice] = [
@@ -178,6 +183,7 @@ class Board:
             ("plic",   PLIC,          self.plic),
             ("serial", UART,          self.uart),
             ("fw_cfg", FW_CFG,        self.fw_cfg),
+            ("vmgenid", VMGENID,      self.vmgenid),
             ("pci-io", PCI_IO,        self.pci.io),
             ("ecam",   PCI_ECAM,      self.pci.ecam),
             ("pci32",  PCI_MEMORY32,  self.pci.memory32),
@@ -199,6 +205,11 @@ class Board:
             deadline = self.rtc.deadline()
             return None if deadline is None else max(0, deadline - self._now_ns())
 
+    def become_a_copy(self) -> None:
+        """This machine is another than the one that was saved: tell the guest, which draws anew."""
+        with self.lock:
+            self.vmgenid.renew(self._entropy(ID_BYTES))
+
     # ------------------------------------------------------------------ reset, rest
     def reset(self) -> None:
         """Every device as after power-on."""
@@ -216,6 +227,7 @@ class Board:
             uart=self.uart.save(),
             rtc=self.rtc.save(),
             fw_cfg=self.fw_cfg.save(),
+            vmgenid=self.vmgenid.save(),
             virtio=tuple(transport.save() for transport in self.virtio),
             pci=self.pci.save(),
         )
@@ -230,6 +242,7 @@ class Board:
         self.uart.restore(state.uart)
         self.rtc.restore(state.rtc)
         self.fw_cfg.restore(state.fw_cfg)
+        self.vmgenid.restore(state.vmgenid)
         for transport, saved in zip(self.virtio, state.virtio, strict=True):
             transport.restore(saved)
         self.pci.restore(state.pci)
@@ -391,6 +404,7 @@ class Board:
             soc.add(f"{name}@{place.base:x}", properties | extra)
 
         add("rtc", "google,goldfish-rtc", RTC, {})
+        add("vmgenid", "microsoft,vmgenid", VMGENID, {})
         add("serial", "ns16550a", UART, {"clock-frequency": UART_CLOCK_HZ})
         for place in VIRTIO:
             add("virtio_mmio", "virtio,mmio", place, {})
