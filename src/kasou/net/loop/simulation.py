@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from kasou.errors import LocalError
@@ -76,12 +76,12 @@ class Simulation:
         self.loops: list[StackLoop] = []
         self.cables: list[Cable] = []
 
-    def run_until_complete(self, loop: StackLoop, main: Coroutine[Any, Any, T]) -> T:
-        """Run all loops until `main`, a coroutine for `loop`, is done.
+    def run_until_complete(self, loop: StackLoop, main: Awaitable[T]) -> T:
+        """Run all loops until `main`, to be awaited on `loop`, is done.
 
         Raises `LocalError` when it never will be: nothing is under way and nothing is waited for.
         """
-        future = loop.create_task(main)
+        future = asyncio.ensure_future(main, loop=loop)
         while not future.done():
             if not self.turn():
                 future.cancel()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Data = bytes | bytearray | memoryview
 _HIGH = 64 * 1024
+_HELPING = 256 * 1024
+"""Bytes given to the protocol in one turn of the loop, at most."""
 
 
 def error_of(event: Event, connection: Connection) -> OSError:
@@ -64,6 +66,7 @@ class StreamTransport(asyncio.Transport):
         self._closing = False
         self._eof_written = False
         self._eof_told = False
+        self._over = False
         self._lost = False
         connection.owner = self
         connection.on_event = self._on_event
@@ -91,28 +94,26 @@ class StreamTransport(asyncio.Transport):
         elif event in (Event.RESET, Event.TIMED_OUT, Event.UNREACHABLE, Event.REFUSED):
             self._lose(error_of(event, self._connection))
         elif event is Event.CLOSED:
+            self._over = True  # what was not read yet is still handed on
             self._read()
-            self._lose(None)
 
     def _read(self) -> None:
+        """Hand on one helping of data, or the end; as with a kernel's socket, never both at once."""
         connection = self._connection
-        while not (self._reading_paused or self._closing or self._lost):
-            data = connection.read()
-            if not len(data):
-                break
-            self._loop.flush_soon()
+        if self._reading_paused or self._closing or self._lost:
+            return
+        views = connection.peek(_HELPING)
+        if views:
+            data = bytes(views[0]) if len(views) == 1 else b"".join(views)
+            connection.consume(len(data))
+            self._loop.call_soon(self._read)
             try:
                 self._give(data)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
                 self._fatal(error, "Fatal error: protocol.data_received() call failed.")
-                return
-        if (
-            connection.remote_closed
-            and not connection.readable
-            and not (self._eof_told or self._reading_paused or self._closing or self._lost)
-        ):
+        elif connection.remote_closed and not self._eof_told:
             self._eof_told = True
             try:
                 keep = cast(asyncio.Protocol, self._protocol).eof_received()
@@ -123,11 +124,13 @@ class StreamTransport(asyncio.Transport):
                 return
             if not keep:
                 self.close()
+        elif self._over:
+            self._lose(None)
 
-    def _give(self, data: bytes | memoryview) -> None:
+    def _give(self, data: bytes) -> None:
         protocol = self._protocol
         if not isinstance(protocol, asyncio.BufferedProtocol):
-            cast(asyncio.Protocol, protocol).data_received(bytes(data))
+            cast(asyncio.Protocol, protocol).data_received(data)
             return
         view = memoryview(data)
         while len(view):
@@ -190,10 +193,13 @@ class StreamTransport(asyncio.Transport):
             return
         self._closing = True
         if not self._waiting:
-            self._finish()
+            # In the next turn, as asyncio's own transports: what was just written leaves first.
+            self._loop.call_soon(self._finish)
 
     def _finish(self) -> None:
         """Everything written is in the connection's hands: as a kernel, it goes on by itself."""
+        if self._lost:
+            return
         connection = self._connection
         connection.close()
         connection.discard_input()
