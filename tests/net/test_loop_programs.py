@@ -163,7 +163,7 @@ def test_aiosmtpd(pair):
     received = []
 
     class Handler:
-        async def handle_DATA(self, server, session, envelope):  # noqa: N802
+        async def handle_DATA(self, server, session, envelope):
             received.append((envelope.mail_from, envelope.rcpt_tos, envelope.content))
             return "250 OK"
 

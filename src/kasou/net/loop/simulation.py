@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from kasou.errors import LocalError
+from kasou.net.link.offload import complete, segment
 from kasou.net.loop.clock import VirtualClock
 from kasou.net.loop.stack_loop import StackLoop
-from kasou.net.link.offload import complete, segment
 from kasou.net.physical.link import SimulatedLink
 from kasou.ports import Frame, FrameSink
 

@@ -111,7 +111,9 @@ class StackLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         self.clock.wake()
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
         """As asyncio; while jobs run, virtual time stands."""
         future = super().run_in_executor(executor, func, *args)
         self.executing += 1
@@ -134,7 +136,9 @@ class StackLoop(asyncio.BaseEventLoop):
             port.attach(None)
         super().close()
 
-    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+    def add_signal_handler(  # type: ignore[override]
+        self, sig: int, callback: Any, *args: Any
+    ) -> None:
         """Signals belong to the process, not to a host on a network. Raises."""
         raise NotImplementedError("a loop on the stack takes no signals")
 
@@ -203,7 +207,7 @@ class StackLoop(asyncio.BaseEventLoop):
 
     # ---- streams
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self,
         protocol_factory: Callable[[], Any],
         host: Any = None,
@@ -389,7 +393,7 @@ class StackLoop(asyncio.BaseEventLoop):
 
     # ---- datagrams
 
-    async def create_datagram_endpoint(  # type: ignore[override]
+    async def create_datagram_endpoint(
         self,
         protocol_factory: Callable[[], Any],
         local_addr: Any = None,

@@ -8,6 +8,7 @@ reading is paused, which closes the receive window: the peer feels it.
 from __future__ import annotations
 
 import asyncio
+from asyncio.constants import _SendfileMode
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,7 +43,7 @@ class StreamTransport(asyncio.Transport):
 
     # asyncio.base_events asks transports for these.
     _start_tls_compatible = True
-    _sendfile_compatible = asyncio.constants._SendfileMode.FALLBACK
+    _sendfile_compatible = _SendfileMode.FALLBACK
 
     def __init__(
         self,
@@ -135,10 +136,11 @@ class StreamTransport(asyncio.Transport):
         view = memoryview(data)
         while len(view):
             buffer = protocol.get_buffer(len(view))
-            n = min(len(buffer), len(view))
+            room = memoryview(buffer)
+            n = min(len(room), len(view))
             if not n:
                 raise RuntimeError("get_buffer() returned an empty buffer")
-            memoryview(buffer)[:n] = view[:n]
+            room[:n] = view[:n]
             protocol.buffer_updated(n)
             view = view[n:]
 

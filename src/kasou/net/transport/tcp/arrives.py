@@ -106,21 +106,21 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
         if timestamps is None:
             c.host.statistics.without_timestamp += 1
             return  # RFC 7323 3.2: silently
-        if c.ts_recent_at is not None and is_before(timestamps[0], c.ts_recent):
-            if now - c.ts_recent_at < _IDLE_TIMESTAMP:
-                c.host.statistics.paws_dropped += 1
-                _duplicate(c, seq, length)
-                _ack_now(c)
-                return
+        if (
+            is_before(timestamps[0], c.ts_recent)
+            and c.ts_recent_at is not None
+            and now - c.ts_recent_at < _IDLE_TIMESTAMP
+        ):
+            c.host.statistics.paws_dropped += 1
+            _duplicate(c, seq, length)
+            _ack_now(c)
+            return
 
     # first, check sequence number
     occupied = length + (1 if flags & SYN else 0) + (flags & FIN)
     end = seq + occupied
-    if occupied:
-        acceptable = seq < c.rcv_adv and end > c.rcv_nxt
-    else:
-        # A pure ACK behind data that fills the window stands at its right edge.
-        acceptable = c.rcv_nxt <= seq <= c.rcv_adv
+    # A pure ACK behind data that fills the window stands at its right edge.
+    acceptable = seq < c.rcv_adv and end > c.rcv_nxt if occupied else c.rcv_nxt <= seq <= c.rcv_adv
     if not acceptable:
         if flags & RST:
             return
@@ -285,9 +285,8 @@ def _acknowledge(c: Connection, s: TcpSegment, seq: int, ack: int, now: int) -> 
         c.mark()
     elif window_changed:
         c.mark()
-    elif not c.sack and board.outstanding and ack == una:
-        if not len(s.payload) and not s.flags & FIN:
-            recovery.duplicate_ack(c, now)
+    elif not c.sack and board.outstanding and ack == una and not s.length:
+        recovery.duplicate_ack(c, now)
     if n and c.fin_sequence is not None and ack > c.fin_sequence:
         _fin_acknowledged(c, now)
     return True

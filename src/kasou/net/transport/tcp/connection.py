@@ -45,7 +45,7 @@ class Connection:
     """See the package docstring. `local` and `remote` never change."""
 
     # fmt: off
-    __slots__ = (
+    __slots__ = (  # noqa: RUF023 - in the order of their meaning
         # who
         "local", "remote", "state", "owner", "_on_event", "error", "host", "listener", "config",
         "pseudo",

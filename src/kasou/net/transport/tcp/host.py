@@ -190,10 +190,8 @@ class Tcp:
 
     def _create(self, local: Endpoint, remote: Endpoint, now: int) -> Connection:
         """A connection in CLOSED with the initial sequence number of RFC 6528."""
-        names = b"".join(
-            (local.address, local.port.to_bytes(2, "big"), remote.address)
-            + (remote.port.to_bytes(2, "big"),)
-        )
+        ports = (local.port << 16 | remote.port).to_bytes(4, "big")
+        names = local.address + remote.address + ports
         digest = hashlib.blake2s(names, key=self._secret[:32]).digest()
         iss = wrap(now // 4000 + int.from_bytes(digest[:4], "big"))  # M counts every 4 us
         c = Connection(self, local, remote, iss, int.from_bytes(digest[4:8], "big"))

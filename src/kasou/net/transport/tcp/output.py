@@ -158,9 +158,9 @@ def _send_new(c: Connection, now: int, out: list[OutgoingSegment], limit: int) -
         _send_record(c, end - size - with_fin, end, now, out)
         c.last_sent_at = now
     if c.snd_nxt != start:
-        if c.timer is not Timer.REORDERING:
-            if c.timer is not Timer.RTO or c.recovery_point is None:
-                recovery.arm(c, now)
+        running = c.timer is Timer.RTO and c.recovery_point is not None
+        if c.timer is not Timer.REORDERING and not running:
+            recovery.arm(c, now)
     elif c.timer is None and not c.scoreboard.outstanding:
         # Nothing in flight will bring the ACK that opens the window: RFC 9293 3.8.6.1.
         c.start_timer(Timer.PERSIST, now + c.rtt.rto)

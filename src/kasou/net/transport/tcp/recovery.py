@@ -44,10 +44,10 @@ def acknowledged(
             detect_losses(c, now)
     elif in_recovery and n:
         c.dupacks = max(0, c.dupacks - n // c.mss)
-        if not c.in_loss and board.records and c.recovery_point is not None:
-            if c.snd_una < c.recovery_point:
-                _lose_head(c)  # a partial ACK: the next hole
-                c.force_retransmit = True
+        partial = c.recovery_point is not None and c.snd_una < c.recovery_point
+        if partial and not c.in_loss and board.records:
+            _lose_head(c)  # the next hole
+            c.force_retransmit = True
     elif n:
         c.dupacks = 0
     if c.recovery_point is not None and n and c.snd_una >= c.recovery_point:

@@ -8,7 +8,7 @@ Linux's CHECKSUM_PARTIAL and virtio's NEEDS_CSUM.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from kasou.net.transport.tcp.sequence import wrap
 from kasou.net.wire.address import ip_text
@@ -38,7 +38,10 @@ class OutgoingSegment(NamedTuple):
     gso_size: int | None = None
     ecn: int = 0
 
-    csum_offset: ClassVar[int] = CHECKSUM_OFFSET
+    @property
+    def csum_offset(self) -> int:
+        """Where in the header the checksum stands, bytes."""
+        return CHECKSUM_OFFSET
 
     def checksummed(self) -> bytes:
         """Header and payload, the checksum computed."""
