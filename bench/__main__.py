@@ -67,7 +67,7 @@ def boot(peer: bool, rounds: int) -> Row:
     """Debian to its prompt and `poweroff`."""
     from kasou.images import ensure
 
-    guest = ensure("debian")
+    guest = ensure("debian:minimal")
     ours, theirs = side_by_side(
         lambda: kasou("debian", type_at_prompt=b"poweroff\n"),
         (

@@ -12,7 +12,7 @@ import pytest
 
 from kasou.errors import HostError
 from kasou.images import DefaultGuest, ensure
-from kasou.machine.machine import Machine, MachineConfig, Outcome
+from kasou.machine.machine import Machine, MachineConfig, Outcome, Peripherals
 
 PROMPT = b"root@kasou:~# "
 OPENSBI = Path("/usr/lib/riscv64-linux-gnu/opensbi/generic")
@@ -22,7 +22,7 @@ OPENSBI = Path("/usr/lib/riscv64-linux-gnu/opensbi/generic")
 def debian() -> DefaultGuest:
     """The default guest, or a skip that says why it cannot be had here."""
     try:
-        return ensure("debian")
+        return ensure("debian:minimal")
     except HostError as problem:
         pytest.skip(f"not run: the Debian guest cannot be fetched: {problem}")
 
@@ -38,10 +38,10 @@ def opensbi() -> Path:
 class Session:
     """A machine whose console a test reads and types at."""
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, peripherals: Peripherals | None = None) -> None:
         self.output = bytearray()
         self._changed = threading.Condition()
-        self.machine = Machine(config, self._write)
+        self.machine = Machine(config, self._write, peripherals)
         self.outcome: Outcome | None = None
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -97,7 +97,8 @@ def boot(debian: DefaultGuest) -> Callable[..., Session]:
     def start(**fields: Any) -> Session:
         append = f"{debian.append} {fields.pop('append', '')}".strip()
         files: dict[str, Any] = {"kernel": debian.kernel, "initrd": debian.initrd}
-        session = Session(MachineConfig(append=append, **files, **fields))
+        peripherals = fields.pop("peripherals", None)
+        session = Session(MachineConfig(append=append, **files, **fields), peripherals)
         session.start()
         session.wait_for(PROMPT)
         return session

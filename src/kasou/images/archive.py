@@ -4,8 +4,12 @@
     .../Packages.xz            names every package with its SHA-256
     pool/....deb               an `ar` archive that holds the files in `data.tar.xz`
 
-Each step is accepted only if the one above it vouches for it. (Debian wiki, "RepositoryFormat";
-apt-secure(8))
+Each step is accepted only if the one above it vouches for it. A suite is looked for under its codename
+(`trixie`), then under the other name that its Release gives it (`stable`), where the signed Release must
+say the same codename: while a mirror is being updated, one of the two may still be whole.
+
+What was verified is kept with the downloads, so that an image can be made again without a network.
+(Debian wiki, "RepositoryFormat"; apt-secure(8))
 """
 
 import lzma
@@ -14,7 +18,10 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from debian.arfile import ArError
@@ -24,7 +31,7 @@ from debian.debfile import DebError, DebFile
 from kasou.errors import HostError
 from kasou.images.fetch import fetch, read_url
 from kasou.images.mirror import WAYS
-from kasou.images.progress import Report
+from kasou.images.progress import Report, Total
 
 KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
@@ -32,6 +39,9 @@ KEYRINGS = (
 )
 RELEASE_LIMIT = 4 << 20
 PROBE_SECONDS = 10.0
+AT_ONCE = 6
+"""Downloads at a time."""
+KEPT = "InRelease"
 BEGIN, SIGNATURE = "-----BEGIN PGP SIGNED MESSAGE-----", "-----BEGIN PGP SIGNATURE-----"
 
 
@@ -52,33 +62,44 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What `InRelease` says: `files` maps an index's path to its SHA-256 and its size."""
+    """What `InRelease` says: `files` maps an index's path to its SHA-256 and its size.
+
+    `time` is the day of the release, in seconds since 1970; `suite` its other name, such as `stable`.
+    """
 
     codename: str
+    suite: str
     version: str
+    time: int
     files: dict[str, tuple[str, int]]
     is_signed: bool
 
 
 @dataclass(slots=True)
 class Archive:
-    """One suite on one mirror, with a directory for what is fetched from it."""
+    """One suite on one mirror, with a directory for what is fetched from it; `signed` is `InRelease`."""
 
     mirror: str
     suite: str
     release: Release
     downloads: Path
     report: Report
+    signed: bytes = b""
     _indices: dict[str, bytes] = field(default_factory=dict)
 
-    def find(self, index: str, name: str) -> Package | None:
-        """The package `name` in an index such as `main/binary-riscv64`.
+    def index(self, name: str) -> bytes:
+        """The text of an index such as `main/binary-riscv64`, verified.
 
-        Raises `IndexMismatch`, or `HostError` when the index is not to be had.
+        Raises `IndexMismatch`, or `HostError` when it is not to be had.
         """
-        text = self._indices.get(index)
+        text = self._indices.get(name)
         if text is None:
-            text = self._indices[index] = self._fetch_index(index)
+            text = self._indices[name] = self._fetch_index(name)
+        return text
+
+    def find(self, index: str, name: str) -> Package | None:
+        """The package `name` in an index; raises as `index` does."""
+        text = self.index(index)
         at = text.find(b"\nPackage: " + name.encode() + b"\n")
         if at < 0:
             return None
@@ -92,16 +113,30 @@ class Archive:
 
     def fetch(self, package: Package) -> Path:
         """The package's file, verified."""
+        return self._fetch(package, self.report)
+
+    def fetch_all(self, packages: Sequence[Package]) -> list[Path]:
+        """The files of `packages`, in their order, `AT_ONCE` at a time; raises what the first raised."""
+        total = Total(self.report, "packages", sum(package.size for package in packages))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            try:
+                paths = list(pool.map(lambda package: self._fetch(package, total), packages))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        total.finish()
+        return paths
+
+    def _fetch(self, package: Package, report: Report) -> Path:
         return fetch(
             f"{self.mirror}/{package.filename}",
             self.downloads / package.filename.rpartition("/")[2],
             sha256=package.sha256,
             size=package.size,
-            report=self.report,
+            report=report,
         )
 
     def _fetch_index(self, index: str) -> bytes:
-        """An index's text, with a newline before and a blank line after it."""
         path = f"{index}/Packages.xz"
         if path not in self.release.files:
             raise HostError(f"{self.mirror}: {self.suite} has no {path}")
@@ -122,7 +157,9 @@ class Archive:
                 " (is the mirror being updated? try again later, or another mirror)"
             )
         try:
-            return b"\n" + lzma.decompress(target.read_bytes()) + b"\n\n"
+            text = b"\n" + lzma.decompress(target.read_bytes()) + b"\n\n"
+            _keep(self.signed, self.downloads / f"{self.suite}_{KEPT}")
+            return text
         except (OSError, lzma.LZMAError) as error:
             raise HostError(f"{target}: cannot be read ({error})") from None
 
@@ -131,31 +168,54 @@ def _no_pause(_seconds: float) -> None:
     """A mirror that has another index will have it a second later too."""
 
 
+def _keep(signed: bytes, target: Path) -> None:
+    part = target.with_name(target.name + ".new")
+    part.write_bytes(signed)
+    part.replace(target)
+
+
 def open_archive(
     mirrors: Sequence[str], suite: str, downloads: Path, report: Report
 ) -> Iterator[Archive]:
     """The mirrors that answer and serve this suite of Debian, one after the other.
 
-    Raises `HostError` at the end if there was none, or at once if a signature is bad.
+    Where none answers, what was kept of an earlier time is the last. Raises `HostError` at the end if
+    there was nothing, or at once if a signature is bad.
     """
     problems = []
     found = False
     for mirror in mirrors:
-        url = f"{mirror}/dists/{suite}/InRelease"
-        try:
-            text = read_url(url, RELEASE_LIMIT, timeout=PROBE_SECONDS)
-            if not text.startswith(BEGIN.encode()):
-                raise HostError(f"{url}: not a Release file")
-            release = read_release(text, url, report)
-        except BadSignature:
-            raise
-        except HostError as problem:
-            problems.append(str(problem))
-            continue
-        found = True
-        yield Archive(mirror, suite, release, downloads, report)
+        names = [suite]
+        for name in names:
+            url = f"{mirror}/dists/{name}/InRelease"
+            try:
+                signed = read_url(url, RELEASE_LIMIT, timeout=PROBE_SECONDS)
+                if not signed.startswith(BEGIN.encode()):
+                    raise HostError(f"{url}: not a Release file")
+                release = read_release(signed, url, report)
+                if release.codename != suite:
+                    raise HostError(f"{url}: of {release.codename or 'no name'}, not {suite}")
+            except BadSignature:
+                raise
+            except HostError as problem:
+                problems.append(str(problem))
+                continue
+            if name == suite and release.suite not in ("", suite):
+                names.append(release.suite)
+            found = True
+            yield Archive(mirror, name, release, downloads, report, signed)
+    if found:
+        return
+    tried = f" ({'; '.join(problems)})" if problems else ""
+    if mirrors:
+        for path in sorted(downloads.glob(f"*_{KEPT}")):
+            release = read_release(path.read_bytes(), str(path), report)
+            if release.codename == suite:
+                report.warn(f"no Debian mirror answers{tried}; trying with what was fetched before")
+                name = path.name.removesuffix(f"_{KEPT}")
+                yield Archive(mirrors[0], name, release, downloads, report, path.read_bytes())
+                found = True
     if not found:
-        tried = f" ({'; '.join(problems)})" if problems else ""
         raise HostError(f"no Debian mirror answers{tried}: {WAYS}")
 
 
@@ -176,7 +236,18 @@ def read_release(signed: bytes, url: str, report: Report) -> Release:
             files[words[2]] = (words[0], int(words[1]))
     if not files:
         raise HostError(f"{url}: names no file with a SHA-256")
-    return Release(stanza.get("Codename", ""), stanza.get("Version", ""), files, is_signed)
+    return Release(
+        stanza.get("Codename", ""), stanza.get("Suite", ""), stanza.get("Version", ""),
+        _seconds(stanza.get("Date", "")), files, is_signed,
+    )  # fmt: skip
+
+
+def _seconds(date: str) -> int:
+    """A Release file's date in seconds since 1970; 0 when it has none that can be read."""
+    try:
+        return int(parsedate_to_datetime(date).replace(tzinfo=UTC).timestamp())
+    except (TypeError, ValueError):
+        return 0
 
 
 def signed_text(signed: bytes, url: str) -> str:

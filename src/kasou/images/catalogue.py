@@ -9,26 +9,50 @@ from kasou.errors import ConfigError
 class Recipe:
     """How an image is made from Debian's packages.
 
-    `installer` is the package whose files carry the kernel and its modules.
+    `installer` is the package whose files carry the kernel and its modules of a guest that lives in
+    memory; without one the image is a whole system on a disk.
     """
 
     name: str
     aliases: tuple[str, ...]
     description: str
     suite: str
-    installer: str
     append: str
+    installer: str = ""
 
 
+SYSTEM_APPEND = "console=ttyS0 quiet"
+
+DEBIAN_MINIMAL = Recipe(
+    name="debian:minimal",
+    aliases=("minimal",),
+    description="Debian 13's own kernel, with a root shell in memory",
+    suite="trixie",
+    append="console=ttyS0",
+    installer="debian-installer-13-netboot-riscv64",
+)
 DEBIAN_TRIXIE = Recipe(
     name="debian:trixie",
     aliases=("debian", "debian:13"),
-    description="Debian 13: its own kernel, and a root shell in memory",
+    description="Debian 13 with systemd, apt, ssh and a network",
     suite="trixie",
-    installer="debian-installer-13-netboot-riscv64",
-    append="console=ttyS0",
+    append=SYSTEM_APPEND,
 )
-RECIPES = (DEBIAN_TRIXIE,)
+DEBIAN_FORKY = Recipe(
+    name="debian:forky",
+    aliases=("debian:14",),
+    description="Debian 14 as it will be (testing)",
+    suite="forky",
+    append=SYSTEM_APPEND,
+)
+DEBIAN_SID = Recipe(
+    name="debian:sid",
+    aliases=("debian:unstable",),
+    description="Debian unstable, as it is today",
+    suite="sid",
+    append=SYSTEM_APPEND,
+)
+RECIPES = (DEBIAN_TRIXIE, DEBIAN_MINIMAL, DEBIAN_FORKY, DEBIAN_SID)
 
 
 def recipe(name: str) -> Recipe:

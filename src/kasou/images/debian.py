@@ -1,4 +1,4 @@
-"""The Debian guest, made from Debian's own packages.
+"""The minimal guest, made from Debian's own packages.
 
     debian-installer-13-netboot-riscv64    the kernel, and most modules (in the installer's initrd)
     busybox-static                         the user space
@@ -53,6 +53,7 @@ class Parts:
     installer: Package
     busybox: Package | None = None
     missing: str = ""
+    why: str = ""
     fetched: list[Package] = field(default_factory=list)
 
     def digest(self) -> str:
@@ -72,17 +73,18 @@ def find_parts(archive: Archive, recipe: Recipe) -> Parts:
     except IndexMismatch as problem:
         for index in OTHER_INDICES:
             try:
-                parts = Parts(_found(archive, index, recipe.installer), missing=REDUCED)
+                installer = _found(archive, index, recipe.installer)
             except HostError:
                 continue
-            archive.report.warn(str(problem))
-            return parts
+            return Parts(installer, missing=REDUCED, why=str(problem))
         raise
 
 
 def build(archive: Archive, recipe: Recipe, parts: Parts, now: datetime) -> store.Image:
     """Fetch the packages, put the guest together and keep it."""
     report = archive.report
+    if parts.why:
+        report.warn(parts.why)
     report.step(f"fetching {parts.installer.name} {parts.installer.version}")
     kernel, installer = _read_installer(_fetch(archive, parts, parts.installer))
     release = _release(installer)
@@ -121,10 +123,7 @@ def build(archive: Archive, recipe: Recipe, parts: Parts, now: datetime) -> stor
         inputs=parts.digest(),
         directory="",
     )
-    image = store.store(image, {store.KERNEL: kernel, store.INITRD: root.to_cpio()})
-    for package in parts.fetched:
-        (archive.downloads / package.filename.rpartition("/")[2]).unlink(missing_ok=True)
-    return image
+    return store.store(image, {store.KERNEL: kernel, store.INITRD: root.to_cpio()})
 
 
 def _found(archive: Archive, index: str, name: str) -> Package:
@@ -179,9 +178,14 @@ def _disk_drivers(archive: Archive, parts: Parts, release: str) -> dict[str, byt
 
 
 def _static_busybox(path: Path) -> tuple[list[Entry], list[str]]:
+    data = read_busybox(path)
+    return [Entry("usr/bin/busybox", stat.S_IFREG | 0o755, data)], _applets(data)
+
+
+def read_busybox(path: Path) -> bytes:
+    """The program in the package `busybox-static`. Raises `HostError`."""
     for data in read_deb(path, lambda name: name in ("usr/bin/busybox", "bin/busybox")).values():
-        entry = Entry("usr/bin/busybox", stat.S_IFREG | 0o755, data)
-        return [entry], _applets(data)
+        return data
     raise HostError(f"{path}: no busybox in it")
 
 

@@ -1,6 +1,7 @@
-"""How far a download is: a bar on standard error, if it lasts longer than two seconds."""
+"""How far a download or a build is: a bar on standard error, if it lasts longer than two seconds."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -22,8 +23,8 @@ class Report(Protocol):
         """Something a person should know, though the work goes on."""
         ...
 
-    def advance(self, label: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of `label` have arrived; called often."""
+    def advance(self, label: str, done: int, total: int, unit: str = "bytes") -> None:
+        """`done` of `total` bytes (or another `unit`) of `label` are there; called often."""
         ...
 
 
@@ -36,8 +37,38 @@ class Silent:
     def warn(self, text: str) -> None:
         """Nothing."""
 
-    def advance(self, label: str, done: int, total: int) -> None:
+    def advance(self, label: str, done: int, total: int, unit: str = "bytes") -> None:
         """Nothing."""
+
+
+class Total:
+    """Many downloads as one: what they report is summed up as `label` of `size` bytes."""
+
+    def __init__(self, report: Report, label: str, size: int) -> None:
+        self._report, self._label, self._size = report, label, size
+        self._done: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def step(self, text: str) -> None:
+        """Passed on."""
+        with self._lock:
+            self._report.step(text)
+
+    def warn(self, text: str) -> None:
+        """Passed on."""
+        with self._lock:
+            self._report.warn(text)
+
+    def advance(self, label: str, done: int, total: int, unit: str = "bytes") -> None:
+        """One of them, `label`, has come so far."""
+        with self._lock:
+            self._done[label] = done
+            self._report.advance(self._label, sum(self._done.values()), self._size, unit)
+
+    def finish(self) -> None:
+        """All have arrived, or were here already."""
+        with self._lock:
+            self._report.advance(self._label, self._size, self._size)
 
 
 class TerminalReport:
@@ -68,8 +99,8 @@ class TerminalReport:
         self._stop()
         print(f"kasou: warning: {text}", file=sys.stderr)
 
-    def advance(self, label: str, done: int, total: int) -> None:
-        """Move the bar, which appears when a download has lasted for two seconds."""
+    def advance(self, label: str, done: int, total: int, unit: str = "bytes") -> None:
+        """Move the bar, which appears when it has lasted for two seconds."""
         if label != self._label:
             self._stop()
             self._label, self._since = label, self._now()
@@ -78,7 +109,9 @@ class TerminalReport:
                 return
             if not sys.stderr.isatty():
                 return
-            self._bar = _bar(label, total)
+            bar = _download_bar() if unit == "bytes" else _count_bar()
+            bar.start()
+            self._bar = bar, bar.add_task(label, total=total)
         progress, task = self._bar
         progress.update(task, completed=done, total=total)
 
@@ -88,7 +121,7 @@ class TerminalReport:
         self._bar, self._label = None, ""
 
 
-def _bar(label: str, total: int) -> "tuple[Progress, TaskID]":
+def _download_bar() -> "Progress":
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -99,10 +132,18 @@ def _bar(label: str, total: int) -> "tuple[Progress, TaskID]":
         TransferSpeedColumn,
     )
 
-    progress = Progress(
+    return Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
         TransferSpeedColumn(), TimeRemainingColumn(),
         console=Console(file=sys.stderr), transient=True,
     )  # fmt: skip
-    progress.start()
-    return progress, progress.add_task(label, total=total)
+
+
+def _count_bar() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=Console(file=sys.stderr), transient=True,
+    )  # fmt: skip

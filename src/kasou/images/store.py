@@ -1,7 +1,7 @@
 """Images that have been made, in the cache directory.
 
     images/debian-trixie.json               what it is, and which directory holds it
-    images/debian-trixie-4f1c09ab2e77/      kernel and initrd; never changed once named
+    images/debian-trixie-4f1c09ab2e77/      kernel, initrd, perhaps a disk; never changed once named
     downloads/                              packages, until an image is made of them
 
 The JSON file is replaced in one step after the directory is complete, so whoever reads it finds a
@@ -16,13 +16,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kasou.errors import HostError
 from kasou.paths import cache_directory
 
-KERNEL, INITRD = "Image", "initrd.cpio"
+KERNEL, INITRD, DISK = "Image", "initrd.cpio", "disk.qcow2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Image:
 
     `created` is an ISO date and time (UTC), `size` in bytes. `packages` maps names to versions.
     `missing` says what the image lacks against its recipe, empty if nothing; `signed` whether
-    the archive's signature was checked. `inputs` is a digest of what it was made from.
+    the archive's signature was checked. `inputs` is a digest of what it was made from. `has_disk` and
+    `agent` say whether it is a system on a disk and has kasou's agent.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Image:
     append: str
     inputs: str
     directory: str
+    has_disk: bool = False
+    agent: bool = False
 
     @property
     def kernel(self) -> Path:
@@ -56,6 +59,11 @@ class Image:
     def initrd(self) -> Path:
         """The initial RAM file system's file."""
         return images_directory() / self.directory / INITRD
+
+    @property
+    def disk(self) -> Path | None:
+        """The disk's file (qcow2), a base for overlays, never written; None for a guest in memory."""
+        return images_directory() / self.directory / DISK if self.has_disk else None
 
 
 def images_directory() -> Path:
@@ -79,23 +87,30 @@ def installed() -> list[Image]:
     return [image for image in found if image is not None]
 
 
-def store(image: Image, files: Mapping[str, bytes]) -> Image:
-    """Keep an image; its `size` and `directory` are filled in. Raises `HostError`."""
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(files[name])
-    directory = f"{_stem(image.name)}-{digest.hexdigest()[:12]}"
-    size = sum(map(len, files.values()))
-    image = Image(**{**asdict(image), "directory": directory, "size": size})
+def store(image: Image, files: Mapping[str, bytes | Path]) -> Image:
+    """Keep an image; its `size` and `directory` are filled in. Raises `HostError`.
+
+    A file that is given by its path is moved, so it should be in `images_directory`.
+    """
     root = images_directory()
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        old = load(image.name)
+        digest = hashlib.sha256()
+        size = 0
+        for name in sorted(files):
+            content = files[name]
+            digest.update(_digest(content))
+            size += content.stat().st_size if isinstance(content, Path) else len(content)
+        directory = f"{_stem(image.name)}-{digest.hexdigest()[:12]}"
+        image = replace(image, directory=directory, size=size)
         fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
         try:
             fresh.chmod(0o755)
-            for name, data in files.items():
-                (fresh / name).write_bytes(data)
+            for name, content in files.items():
+                if isinstance(content, Path):
+                    os.replace(content, fresh / name)
+                else:
+                    (fresh / name).write_bytes(content)
             shutil.rmtree(root / directory, ignore_errors=True)
             os.replace(fresh, root / directory)
         finally:
@@ -103,9 +118,33 @@ def store(image: Image, files: Mapping[str, bytes]) -> Image:
         text = fresh.with_suffix(".json")
         text.write_text(json.dumps(asdict(image), indent=2) + "\n")
         os.replace(text, _description(image.name))
-        if old is not None and old.directory != directory:
-            shutil.rmtree(root / old.directory, ignore_errors=True)
+        for other in root.glob(f"{_stem(image.name)}-{'[0-9a-f]' * 12}"):
+            if other.name != directory:
+                shutil.rmtree(other, ignore_errors=True)
     return image
+
+
+def _digest(content: bytes | Path) -> bytes:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).digest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+@contextmanager
+def workshop(name: str) -> Iterator[Path]:
+    """A directory to make the image `name` in; what a killed build left in it is removed first.
+
+    For the holder of `only_one`. Raises `HostError`.
+    """
+    path = images_directory() / f".make-{_stem(name)}"
+    with _writing(path):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -123,7 +162,8 @@ def only_one(name: str) -> Iterator[None]:
 def _read(path: Path) -> Image | None:
     try:
         image = Image(**json.loads(path.read_text()))
-        present = image.kernel.stat().st_size + image.initrd.stat().st_size
+        parts = (image.kernel, image.initrd, image.disk)
+        present = sum(part.stat().st_size for part in parts if part is not None)
     except (OSError, ValueError, TypeError):
         return None
     return image if present == image.size else None

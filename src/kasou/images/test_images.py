@@ -122,7 +122,7 @@ def root_of(guest: images.DefaultGuest) -> dict[str, Entry]:
 
 def test_pull_makes_a_guest(mirror: str) -> None:
     report = Listener()
-    guest = images.pull("debian", mirror, report)
+    guest = images.pull("debian:minimal", mirror, report)
     assert guest.kernel.read_bytes() == make_image()
     assert guest.append == "console=ttyS0"
     root = root_of(guest)
@@ -147,18 +147,18 @@ def test_pull_makes_a_guest(mirror: str) -> None:
 
 
 def test_a_made_guest_needs_no_network(mirror: str) -> None:
-    guest = images.pull("debian:trixie", mirror, Silent())
-    assert images.ensure("debian", "http://127.0.0.1:9/debian") == guest
+    guest = images.pull("minimal", mirror, Silent())
+    assert images.ensure("debian:minimal", "http://127.0.0.1:9/debian") == guest
     before = guest.initrd.stat().st_mtime_ns
-    assert images.pull("debian", mirror, Silent()) == guest
+    assert images.pull("debian:minimal", mirror, Silent()) == guest
     assert guest.initrd.stat().st_mtime_ns == before, "what is up to date is not made again"
 
 
 def test_a_damaged_guest_is_made_again(mirror: str) -> None:
-    guest = images.pull("debian", mirror, Silent())
+    guest = images.pull("debian:minimal", mirror, Silent())
     guest.kernel.write_bytes(b"half")
     assert images.installed() == []
-    assert images.ensure("debian", mirror).kernel.read_bytes() == make_image()
+    assert images.ensure("debian:minimal", mirror).kernel.read_bytes() == make_image()
 
 
 def test_a_mirror_being_updated_gives_less_but_nothing_unverified(mirror: str) -> None:
@@ -166,19 +166,19 @@ def test_a_mirror_being_updated_gives_less_but_nothing_unverified(mirror: str) -
     good = index.read_bytes()
     index.write_bytes(good + b"other")
     report = Listener()
-    guest = images.pull("debian", mirror, report)
+    guest = images.pull("debian:minimal", mirror, report)
     assert any("not the index that the signed Release names" in text for text in report.warnings)
-    assert any("kasou pull debian:trixie" in text for text in report.warnings)
+    assert any("kasou pull debian:minimal" in text for text in report.warnings)
     root = root_of(guest)
     assert "usr/lib/riscv64-linux-gnu/ld.so" in root
     assert root["usr/sbin/init"].data == b"../bin/busybox"
     assert images.installed()[0].missing == debian.REDUCED
     index.write_bytes(good)
-    assert images.pull("debian", mirror, report) != guest
+    assert images.pull("debian:minimal", mirror, report) != guest
     assert images.installed()[0].missing == ""
     assert not guest.kernel.exists(), "the old guest is gone"
     index.write_bytes(b"")
-    images.pull("debian", mirror, report)
+    images.pull("debian:minimal", mirror, report)
     assert images.installed()[0].missing == "", "a complete guest is not given up for less"
 
 
@@ -186,13 +186,13 @@ def test_no_index_that_fits(mirror: str) -> None:
     packages_xz(mirror).write_bytes(b"")
     packages_xz(mirror, "main/binary-amd64").write_bytes(b"")
     with pytest.raises(HostError, match="not the index"):
-        images.pull("debian", mirror, Silent())
+        images.pull("debian:minimal", mirror, Silent())
 
 
 def test_without_disk_drivers(mirror: str) -> None:
     packages_xz(mirror, debian.INSTALLER_RISCV64).unlink()
     report = Listener()
-    root = root_of(images.pull("debian", mirror, report))
+    root = root_of(images.pull("debian:minimal", mirror, report))
     assert "usr/bin/vi" in root
     assert b"/dev/vda" not in root["etc/motd"].data
     assert images.installed()[0].missing == debian.NO_DISK
@@ -207,16 +207,16 @@ def test_a_package_that_was_changed_is_refused(mirror: str, damage: bytes | None
     else:
         deb.write_bytes(damage)
     with pytest.raises(HostError, match="busybox-static"):
-        images.pull("debian", mirror, Silent())
+        images.pull("debian:minimal", mirror, Silent())
     assert images.installed() == []
 
 
 def test_no_mirror_names_the_ways_out(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HostError, match=r"--mirror.*KASOU_MIRROR.*apt.*kasou run tiny"):
-        images.pull("debian", mirror + "/nothing", Silent())
+        images.pull("debian:minimal", mirror + "/nothing", Silent())
     monkeypatch.setattr("kasou.images.mirror.candidates", lambda _: [])
     with pytest.raises(HostError, match=r"--mirror.*KASOU_MIRROR.*apt.*kasou run tiny"):
-        images.pull("debian", None, Silent())
+        images.pull("debian:minimal", None, Silent())
 
 
 def test_an_unknown_name() -> None:
@@ -228,7 +228,7 @@ def test_an_unwritable_cache(mirror: str, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("KASOU_HOME", str(tmp_path / "file"))
     with pytest.raises(HostError, match=r"cannot be written .*KASOU_HOME"):
-        images.ensure("debian", mirror)
+        images.ensure("debian:minimal", mirror)
     assert store.installed() == []
 
 
@@ -236,4 +236,4 @@ def test_an_archive_of_another_origin(mirror: str) -> None:
     release = packages_xz(mirror).parents[2] / "InRelease"
     release.write_text(release.read_text().replace("Origin: Debian", "Origin: Other"))
     with pytest.raises(HostError, match="of Other, not Debian"):
-        images.pull("debian", mirror, Silent())
+        images.pull("debian:minimal", mirror, Silent())
