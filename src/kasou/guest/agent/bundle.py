@@ -15,6 +15,8 @@ UNIT_NAME = "kasou-agent.service"
 PARTS = ("protocol", "spawn", "trees", "facts", "renew", "serve")
 MODULE = "vmw_vsock_virtio_transport"
 """The kernel's driver for the agent's socket."""
+# Imported, not run: so Python keeps the compiled script, and a start is half a second shorter.
+_START = f"import sys; sys.path.insert(0, '{SCRIPT_PATH.rpartition('/')[0]}'); import agent; agent.main([])"
 
 
 def agent_script() -> bytes:
@@ -38,7 +40,7 @@ Before=shutdown.target
 
 [Service]
 ExecStartPre=-/sbin/modprobe {MODULE}
-ExecStart=/usr/bin/python3 -I -S {SCRIPT_PATH}
+ExecStart=/usr/bin/python3 -I -S -c "{_START}"
 Restart=always
 RestartSec=1
 KillMode=process

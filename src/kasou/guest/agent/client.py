@@ -233,3 +233,15 @@ class GetClient(ProcessClient):
 
     def __init__(self, path: str, *, contents: bool = False, user: str | None = None) -> None:
         super().__init__("get", {"path": path, "contents": contents, "user": user})
+
+
+class MountClient(ProcessClient):
+    """Mount the directory shared as `tag` at the guest's `path`, made if it is not there.
+
+    Done again it does nothing. `Exit` is that of `mount`, whose complaints come as `Stderr`.
+    """
+
+    _stdin_open = False
+
+    def __init__(self, tag: str, path: str, *, read_only: bool = False) -> None:
+        super().__init__("mount", {"tag": tag, "path": path, "read_only": read_only})

@@ -22,7 +22,9 @@ Run = Callable[[list[str]], None]
 
 
 def renew(request: dict[str, object], run: Run) -> dict[str, object]:
-    """Do what is asked: `clock_ns`, `entropy`, `machine_id`, `hostname`, `mac`, `network`."""
+    """Do what is asked: `clock_ns`, `entropy`, `machine_id`, `hostname`, `mac`, `network`,
+    `ssh_host_keys`, `authorized_keys` and `mounts`.
+    """
     done: list[str] = []
     failed: dict[str, str] = {}
     for name, correct in (
@@ -32,6 +34,9 @@ def renew(request: dict[str, object], run: Run) -> dict[str, object]:
         ("hostname", _hostname),
         ("mac", lambda value: _mac(value, _interface(request))),
         ("network", lambda value: _network(value, _interface(request), run)),
+        ("ssh_host_keys", lambda value: _ssh_host_keys(run)),
+        ("authorized_keys", _authorized_keys),
+        ("mounts", _mounts),
     ):
         value = request.get(name)
         if value is None or value is False:
@@ -127,6 +132,50 @@ def _network(value: object, interface: str, run: Run) -> None:
         run(["/sbin/dhclient", "-nw", interface])
     else:
         raise ValueError("network: no DHCP client that the agent knows")
+
+
+def _ssh_host_keys(run: Run) -> None:
+    """This machine's own, in place of those of the machine that it was copied from."""
+    if not os.path.exists("/usr/bin/ssh-keygen"):
+        return
+    key = "/etc/ssh/ssh_host_ed25519_key"
+    script = (
+        f'ssh-keygen -q -t ed25519 -N "" -f {key}.new && mv {key}.new {key} &&'
+        f" mv {key}.new.pub {key}.pub && systemctl try-restart ssh.service"
+    )
+    run(["/bin/sh", "-c", script])
+
+
+def _authorized_keys(value: object) -> None:
+    """Lines of public keys that may log in as root; those that are there stay."""
+    path = "/root/.ssh/authorized_keys"
+    os.makedirs("/root/.ssh", 0o700, exist_ok=True)
+    try:
+        with open(path) as file:
+            present = file.read()
+    except FileNotFoundError:
+        present = ""
+    missing = [line for line in str(value).split("\n") if line and line not in present]
+    if missing:
+        _replace(path, present + "".join(line + "\n" for line in missing), 0o600)
+
+
+def _mounts(value: object) -> None:
+    """A list of [tag, directory, read-only]: shares of the host. (9p)"""
+    if not isinstance(value, list):
+        raise TypeError("mounts: not a list")
+    failed = []
+    for tag, directory, read_only in value:
+        os.makedirs(directory, exist_ok=True)
+        if os.path.ismount(directory):
+            continue
+        options = "trans=virtio,version=9p2000.L,msize=131072,cache=none"
+        command = ["mount", "-t", "9p", "-o", options + (",ro" if read_only else "")]
+        status = os.spawnvp(os.P_WAIT, "mount", [*command, str(tag), str(directory)])
+        if status:
+            failed.append(f"{directory}: mount ended with {status}")
+    if failed:
+        raise OSError("; ".join(failed))
 
 
 def _replace(path: str, text: str, mode: int) -> None:

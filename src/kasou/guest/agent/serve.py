@@ -40,7 +40,7 @@ from kasou.guest.agent.protocol import (
 )
 from kasou.guest.agent.renew import renew
 from kasou.guest.agent.spawn import Failure, NotRunnable, Process, set_size, start
-from kasou.guest.agent.trees import get_command, put_command
+from kasou.guest.agent.trees import get_command, mount_command, put_command
 
 GRACE_S = 2.0
 MAX_CONNECTIONS = 256
@@ -535,6 +535,13 @@ def _get(request: dict[str, object]) -> tuple[Process, dict[str, object]]:
     return start(argv, {}, "/", _string_or_none(request, "user"), stdin=False), info
 
 
+def _mount(request: dict[str, object]) -> tuple[Process, dict[str, object]]:
+    argv = mount_command(
+        _string(request, "tag"), _string(request, "path"), bool(request.get("read_only"))
+    )
+    return start(argv, {}, "/", stdin=False), {}
+
+
 def _sync(request: dict[str, object], loop: Loop) -> dict[str, object]:
     os.sync()
     return {}
@@ -582,6 +589,7 @@ PROCESSES: dict[str, Callable[[dict[str, object]], tuple[Process, dict[str, obje
     "exec": _exec,
     "put": _put,
     "get": _get,
+    "mount": _mount,
 }
 
 

@@ -1,7 +1,10 @@
 import ast
+import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 from kasou.guest.agent.bundle import PARTS, SCRIPT_PATH, agent_script, systemd_unit
 
@@ -49,5 +52,18 @@ def test_script_starts_quickly() -> None:
     )
 
 
-def test_unit_starts_the_script() -> None:
-    assert f"ExecStart=/usr/bin/python3 -I -S {SCRIPT_PATH}\n" in systemd_unit()
+def test_unit_starts_the_script(tmp_path: Path) -> None:
+    (line,) = [line for line in systemd_unit().splitlines() if line.startswith("ExecStart=")]
+    words = shlex.split(line.removeprefix("ExecStart="))
+    assert words[:4] == ["/usr/bin/python3", "-I", "-S", "-c"]
+    (tmp_path / "agent.py").write_bytes(agent_script())
+    code = words[4].replace(str(Path(SCRIPT_PATH).parent), str(tmp_path))
+    code = code.replace("main([])", f"main(['--unix', '{tmp_path}/socket'])")
+    assert code != words[4]
+    with subprocess.Popen([sys.executable, *words[1:4], code]) as process:
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "socket").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None
+        process.kill()
+    assert list((tmp_path / "__pycache__").glob("agent.*.pyc"))
