@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run tiny test quick fuzz bench lint format clean
+.PHONY: help run tiny test quick fuzz soak bench lint format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ quick: $(READY)  ## Run the tests that take seconds.
 
 fuzz: $(READY)  ## Torment the virtio devices (ARGS="net --seconds 60").
 	$(BIN)/python -m fuzz $(ARGS)
+
+soak: $(READY)  ## Kill a process at work on its disks 1,000 times, cut the power as often.
+	KASOU_SOAK_KILLS=1000 KASOU_SOAK_CUTS=20 $(BIN)/python -m pytest tests/storage/test_kill.py \
+	    tests/storage/test_power_cut.py $(ARGS)
 
 bench: $(READY)  ## Measure, against QEMU on this machine where it is installed.
 	$(BIN)/python -m bench $(ARGS)

@@ -42,6 +42,19 @@ class History:
             case ("discard", int(offset), int(n)):
                 self.discard(offset, n)
 
+    def failed(self, op: tuple[object, ...]) -> None:
+        """An operation failed: each of its sectors is as it was or as it was to be."""
+        if op == ("flush",):
+            return
+        offset = op[1]
+        n = len(op[2]) if isinstance(op[2], bytes) else op[2]
+        assert isinstance(offset, int) and isinstance(n, int)
+        sectors = range(offset // SECTOR, (offset + n) // SECTOR)
+        before = [self.now(sector) for sector in sectors]
+        self.apply(op)
+        for sector, old in zip(sectors, before, strict=True):
+            self._now[sector] |= old
+
     def flushed(self) -> None:
         """A flush was acknowledged for everything noted so far."""
         self._could = {sector: values for sector, values in self._now.items() if len(values) > 1}

@@ -333,7 +333,7 @@ def mend_refcounts(file: File, header: Header) -> Header:
     for _, (at, entry) in check.wrong_flags():
         file.write(at, struct.pack(">Q", entry))
     file.sync()
-    incompatible = header.incompatible & ~(Incompatible.DIRTY | Incompatible.CORRUPT)
+    incompatible = header.incompatible & ~int(Incompatible.DIRTY | Incompatible.CORRUPT)
     if header.version >= 3:
         middle = file.read(REFCOUNT_TABLE_AT + 12, 12)
         fields = struct.pack(">QI12sQ", table_at, tables, middle, incompatible)

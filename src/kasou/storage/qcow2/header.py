@@ -225,7 +225,7 @@ def _check_tables(
 
 
 def _check_features(bits: int, names: bytes, wrong: _Wrong) -> None:
-    known = Incompatible.DIRTY | Incompatible.CORRUPT | Incompatible.COMPRESSION
+    known = int(Incompatible.DIRTY | Incompatible.CORRUPT | Incompatible.COMPRESSION)
     if missing := bits & ~known:
         told = {
             1 << bit: name.rstrip(b"\0").decode(errors="replace")

@@ -394,8 +394,9 @@ class Qcow2Disk:
         """Change an L2 entry; what it named is released once the change is stable."""
         i = index & self._l2_mask
         if old := self._geometry.clusters_of(table.entries[i]):
-            if any(map(self._writable().is_reserved, old)):
-                raise damaged(self.path, f"guest cluster {index} is said to be in the metadata")
+            counts = self._writable()
+            if old[-1] << self._bits >= self._tables.end or any(map(counts.is_reserved, old)):
+                raise damaged(self.path, f"guest cluster {index} is said to be at {old[0]:#x}")
             self._pending.append(old)
         table.set(i, entry)
 
