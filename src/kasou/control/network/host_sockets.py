@@ -1,7 +1,6 @@
-"""The gateway's outside on this host: non-blocking sockets and one selector.
+"""The gateway's outside on this host: non-blocking sockets in one reactor.
 
-Everything here is used by the one thread that calls `poll`; only `post` and `wake` may be called
-from others.
+Everything here is used by the network's thread alone.
 """
 
 from __future__ import annotations
@@ -9,18 +8,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import selectors
 import socket
 import struct
-from collections import deque
 from collections.abc import Callable, Sequence
 
+from kasou.control.network.reactor import READ, WRITE, Reactor
 from kasou.control.network.resolver import Resolver
 from kasou.errors import HostError
 from kasou.net.gateway.outside import Accepted, Datagram, EchoReply, Failure
 from kasou.net.wire.address import IpAddress, ip_text
 
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _BATCH = 64
 _MAX_PIECES = 64  # of one sendmsg; the kernel's limit is 1024
 _IP_RECVERR, _IPV6_RECVERR = 11, 25  # Linux's; the socket module does not name them
@@ -31,8 +28,6 @@ _FAILURES = {
     errno.EACCES: Failure.PROHIBITED,
     errno.EPERM: Failure.PROHIBITED,
 }
-
-Handler = Callable[[int], None]
 
 
 def _failure(number: int) -> Failure:
@@ -48,81 +43,20 @@ def _packed(text: str) -> IpAddress:
     return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
 
 
-class HostSockets:
+class HostSockets(Reactor):
     """Implements `kasou.net.gateway.outside.Outside`."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._posted: deque[Callable[[], None]] = deque()
+        super().__init__()
         self._resolver = Resolver(self.post)
-        self._sleeping = False
-        if hasattr(os, "eventfd"):
-            self._wake_read = self._wake_write = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        else:
-            self._wake_read, self._wake_write = os.pipe()
-            os.set_blocking(self._wake_read, False)
-            os.set_blocking(self._wake_write, False)
-        self._selector.register(self._wake_read, _READ, self._woken)
         self.spare = _spare()
         self._pings_refused: set[bool] = set()
 
-    # ------------------------------------------------------------------ the selector
-
-    def post(self, action: Callable[[], None]) -> None:
-        """Run `action` in the next `poll`. From any thread."""
-        self._posted.append(action)
-        self.wake()
-
-    def wake(self) -> None:
-        """End a `poll` that waits, or keep the next one from waiting. From any thread."""
-        if self._sleeping:
-            self._sleeping = False
-            with contextlib.suppress(OSError):  # a full pipe wakes as well
-                os.write(self._wake_write, b"\1\0\0\0\0\0\0\0")
-
-    def wait(
-        self, timeout_s: float | None, is_idle: Callable[[], bool]
-    ) -> list[tuple[Handler, int]]:
-        """What is ready, at most after `timeout_s`; for `run`.
-
-        `is_idle` is asked once more after wakers have begun to look, so that none is missed.
-        """
-        self._sleeping = True
-        if self._posted or not is_idle():
-            timeout_s = 0
-        ready = self._selector.select(timeout_s)
-        self._sleeping = False
-        return [(key.data, mask) for key, mask in ready]
-
-    def run(self, ready: list[tuple[Handler, int]]) -> None:
-        """Handle what `wait` gave, and what was posted."""
-        for handler, mask in ready:
-            handler(mask)
-        for _ in range(len(self._posted)):
-            self._posted.popleft()()
-
-    def register(self, sock: socket.socket, events: int, handler: Handler) -> None:
-        """Call `handler` with what `sock` is ready for."""
-        self._selector.register(sock, events, handler)
-
-    def modify(self, sock: socket.socket, events: int, handler: Handler) -> None:
-        """Wait for other `events`."""
-        self._selector.modify(sock, events, handler)
-
-    def unregister(self, sock: socket.socket) -> None:
-        """Wait for `sock` no longer."""
-        self._selector.unregister(sock)
-
     def close(self) -> None:
         """Let go of the selector. Sockets are their owners' to close."""
-        self._selector.close()
-        for descriptor in {self._wake_read, self._wake_write, self.spare}:
-            if descriptor is not None:
-                os.close(descriptor)
-
-    def _woken(self, mask: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
+        super().close()
+        if self.spare is not None:
+            os.close(self.spare)
 
     # ------------------------------------------------------------------ Outside
 
@@ -255,7 +189,7 @@ class HostStream(_Registered):
     def await_connect(self) -> None:
         """The connection is being opened."""
         self._connecting = True
-        self._wait_for(_WRITE)
+        self._wait_for(WRITE)
 
     def connected(self, failure: Failure | None) -> None:
         """Tell how opening went, unless it was given up."""
@@ -280,7 +214,7 @@ class HostStream(_Registered):
             number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self.connected(_failure(number) if number else None)
         elif self.on_ready is not None:
-            self.on_ready(bool(mask & _READ), bool(mask & _WRITE))
+            self.on_ready(bool(mask & READ), bool(mask & WRITE))
 
     def send(self, pieces: Sequence[bytes | memoryview]) -> int:
         """Give bytes to the kernel; how many it took. Raises `HostError`."""
@@ -308,7 +242,7 @@ class HostStream(_Registered):
 
     def want(self, readable: bool, writable: bool) -> None:
         """What `on_ready` shall be called for."""
-        self._wait_for(_READ * readable | _WRITE * writable)
+        self._wait_for(READ * readable | WRITE * writable)
 
     def shutdown(self) -> None:
         """Send the end."""
@@ -332,7 +266,7 @@ class HostListening(_Registered):
         super().__init__(host, sock)
         self._on_accept = on_accept
         self.port: int = sock.getsockname()[1]
-        self._wait_for(_READ)
+        self._wait_for(READ)
 
     def _ready(self, mask: int) -> None:
         for _ in range(_BATCH):
@@ -386,7 +320,7 @@ class HostDatagrams(_Registered):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._texts: dict[IpAddress, str] = {}
         self._addresses: dict[str, IpAddress] = {}
-        self._wait_for(_READ)
+        self._wait_for(READ)
 
     def send(self, payload: bytes, destination: IpAddress, port: int) -> None:
         """Send, or drop."""
@@ -472,7 +406,7 @@ class HostEchoes(_Registered):
         self.on_readable: Callable[[], None] | None = None
         self._request, self._reply = (128, 129) if six else (8, 0)
         sock.setblocking(False)
-        self._wait_for(_READ)
+        self._wait_for(READ)
 
     def send(self, destination: IpAddress, sequence: int, data: bytes) -> None:
         """Send an echo request, or drop it."""

@@ -67,3 +67,11 @@ class Forward:
         host = f"[{host}]" if len(self.host) == 16 else host
         source = ",source" if self.keep_source else ""
         return f"{host}:{self.host_port}:{self.guest_port}/{self.protocol}{source}"
+
+
+@dataclass(slots=True, eq=False)
+class Forwarded:
+    """A forward that is open; `port` is the host's, also where any was asked for."""
+
+    forward: Forward
+    port: int

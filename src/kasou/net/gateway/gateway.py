@@ -21,7 +21,7 @@ from kasou.net.gateway.config import GatewayConfig
 from kasou.net.gateway.dhcpv4 import Dhcpv4Server
 from kasou.net.gateway.dns import DnsForwarder
 from kasou.net.gateway.egress import Egress, EgressPolicy
-from kasou.net.gateway.forward import LOOPBACK4, Forward
+from kasou.net.gateway.forward import LOOPBACK4, Forward, Forwarded
 from kasou.net.gateway.names import LocalNames
 from kasou.net.gateway.outside import Failure, HostListener, Outside, Stream
 from kasou.net.gateway.ping_nat import PingNat
@@ -73,12 +73,10 @@ class EgressDenied:
 
 
 @dataclass(slots=True, eq=False)
-class OpenForward:
-    """A forward that is open; `port` is the host's, also where any was asked for."""
+class OpenForward(Forwarded):
+    """A forward and the sockets that stand for it."""
 
-    forward: Forward
     station: Station
-    port: int
     _listener: HostListener | None = None
     _udp: UdpForward | None = None
 
@@ -193,9 +191,9 @@ class Gateway:
         """Open a port of the host that leads to `station`. Raises `HostError`."""
         if forward.protocol == "udp":
             udp = self.udp.open_forward(forward, station, self.config.gateway4)
-            opened = OpenForward(forward, station, udp.port, None, udp)
+            opened = OpenForward(forward, udp.port, station, None, udp)
         else:
-            opened = OpenForward(forward, station, 0)
+            opened = OpenForward(forward, 0, station)
             opened._listener = self.outside.listen(
                 forward.host,
                 forward.host_port,
