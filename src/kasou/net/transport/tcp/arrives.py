@@ -94,11 +94,16 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
     payload = s.payload
     length = len(payload)
     seq = unwrap(s.sequence, c.rcv_nxt)
-    if c.state is State.SYN_RECEIVED and flags & (SYN | ACK | RST) == SYN and seq == c.irs:
-        if not c.deferred:  # it did not get our SYN-ACK
-            c.syn_due = True
-            c.mark()
-        return
+    if c.state is State.SYN_RECEIVED and flags & (SYN | RST) == SYN and seq == c.irs:
+        if not flags & ACK:
+            if not c.deferred:  # it did not get our SYN-ACK
+                c.syn_due = True
+                c.mark()
+            return
+        # Simultaneous open (3.5, figure 7): the SYN has been seen, the ACK is news.
+        flags &= ~SYN
+        seq += 1
+        _ack_now(c)
 
     # PAWS comes before the sequence check (RFC 7323 5.3).
     timestamps = s.timestamps
@@ -153,7 +158,7 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
         return
 
     # fourth, check the SYN bit (RFC 5961 4.2)
-    if flags & SYN and not (c.state is State.SYN_RECEIVED and seq == c.irs):
+    if flags & SYN:
         _challenge(c, now)
         return
 
@@ -167,8 +172,6 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
             return
         _syn_acknowledged(c, s, seq, ack, now)
     if not _acknowledge(c, s, seq, ack, now) or c.state in (State.CLOSED, State.TIME_WAIT):
-        if c.state is State.TIME_WAIT and flags & FIN:
-            pass  # simultaneous close: the FIN that is here again was answered above
         return
 
     # sixth, the URG bit: urgent data is in line (RFC 6093 6); seventh, text; eighth, FIN
@@ -178,9 +181,6 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
         if ecn == _CONGESTION_EXPERIENCED:
             c.ece_due = True
             _ack_now(c)
-    if flags & SYN:  # a simultaneous open's SYN-ACK in SYN-RECEIVED
-        seq += 1
-        _ack_now(c)
     if length or flags & FIN:
         _text(c, seq, payload, bool(flags & FIN), now)
 
