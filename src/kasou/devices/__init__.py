@@ -11,5 +11,6 @@ line, time as an argument. All calls are made under one lock, the board's. Readi
 - `plic`           the interrupt controller for devices
 - `aclint`         software interrupts and timers of the harts
 - `fw_cfg`         files that firmware can read
-- `virtio`         paravirtual devices: queue, transport, block, rng, console
+- `pci`            the PCI bus: host bridge, configuration space, functions
+- `virtio`         paravirtual devices: queues, transports, block, net, console and more
 """

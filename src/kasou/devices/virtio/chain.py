@@ -104,6 +104,11 @@ class Chain:
             if offset + len(data) <= length:
                 self._memory.write(gpa + offset, data)
                 return
+            gpa, length = self.writable[-1]  # a status byte mostly
+            before = self.writable_bytes - length
+            if offset >= before:
+                self._memory.write(gpa + offset - before, data)
+                return
         done = 0
         for gpa, n in cut(self.writable, offset, len(data)):
             self._memory.write(gpa, data[done : done + n])

@@ -49,6 +49,7 @@ class Feature(IntFlag):
     RING_RESET = 1 << 40
 
 
+_USED_BUFFER = Interrupt.USED_BUFFER
 _RUNNING = int(Status.DRIVER_OK)
 _RUNNING_MASK = int(Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET)
 _COMMON = int(Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.VERSION_1 | Feature.RING_RESET)
@@ -215,7 +216,7 @@ class VirtioDevice:
                 self.serve(index)
             finally:
                 if queue.wants_interrupt():
-                    self._interrupt(Interrupt.USED_BUFFER, index)
+                    self._interrupt(_USED_BUFFER, index)
         except GuestError as error:
             self.fail(error)
 

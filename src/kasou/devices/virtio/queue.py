@@ -201,7 +201,3 @@ class Virtqueue:
             raise ConfigError(f"the snapshot is damaged: {error}") from error
         if self._ring.free < 0:
             raise ConfigError("the snapshot is damaged: more chains in use than the queue has")
-
-
-SplitQueue = Virtqueue
-"""The name under which devices knew it while there was one layout."""
