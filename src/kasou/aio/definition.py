@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from kasou.control import warm
 from kasou.control.assembly import mac_address
 from kasou.control.vm_config import (
     DriveConfig,
@@ -142,12 +143,13 @@ def define(
     name = name or next(free_name(short_name(config.image, kernel)))
     asked_for = bool(config.ports or config.network or config.egress != "allow")
     is_bare = config.image == TINY or config.bios == "none" or config.engine == "reference"
-    return replace(
+    config = replace(
         config,
         name=name,
         networked=asked_for or (network is not False and not is_bare),
         mac=mac_address(name, config.created, seed, config.network),
     )
+    return replace(config, warm=warm.key_of(config) if initrd is None else None)
 
 
 def _check_network(config: VmConfig) -> None:

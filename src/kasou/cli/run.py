@@ -67,7 +67,7 @@ def execute(options: RunOptions) -> int:
         say(f"{config.name}: Ctrl-] three times within a second ends it{kept}")
     server = Serving(vm)
     try:
-        ended = run_on(vm.run, vm.machine.console_input, vm.stop_now, terminal, options.timeout)
+        ended = run_on(vm.run, vm.console_input, vm.stop_now, terminal, options.timeout)
     finally:
         server.close()
     if options.json:

@@ -36,6 +36,8 @@ class Origin:
     tops: Mapping[str, str] = field(default_factory=dict)
     snapshot: str | None = None
     is_fork: bool = False
+    is_warm: bool = False
+    """It had just booted, in another VM that nobody used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,10 @@ def assemble(
             from kasou.machine.state import restore
 
             restore(machine, origin.state)
+            if origin.is_warm and config.seed is not None:
+                machine.rng.seed(config.seed)
+            if origin.is_fork:
+                machine.board.become_a_copy()
             if machine.plugged.vsock is not None:
                 with machine.lock:
                     machine.plugged.vsock.transport_reset()

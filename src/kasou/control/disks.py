@@ -204,13 +204,17 @@ def chain(path: Path) -> list[Path]:
 
 def hand_over(source: VmDirectory, target: VmDirectory, frozen: Mapping[str, str]) -> None:
     """Link the images that `frozen` stands on into another VM's directory. Raises `HostError`."""
-    where = disks_directory(source)
+    link_chains(disks_directory(source), disks_directory(target), frozen)
+
+
+def link_chains(source: Path, target: Path, frozen: Mapping[str, str]) -> None:
+    """Link the images that `frozen` stands on from one directory into another, made if need be."""
     for top in frozen.values():
-        (disks_directory(target)).mkdir(exist_ok=True)
-        for image in chain(where / top):
-            if image.parent != where:
+        target.mkdir(exist_ok=True)
+        for image in chain(source / top):
+            if image.parent != source:
                 break  # a backing file that its user named by its whole path
-            link(image, disks_directory(target) / image.name)
+            link(image, target / image.name)
 
 
 def delete_unneeded(directory: VmDirectory, tops: Iterable[Mapping[str, str]]) -> None:

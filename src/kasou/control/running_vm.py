@@ -9,7 +9,9 @@ others from `moments` and `vm_network`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import random
 import signal
 import threading
 import time
@@ -19,7 +21,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kasou.control import operations as op
+from kasou.control import warm
 from kasou.control.assembly import Assembled, Handlers, Origin, assemble, machine_id
+from kasou.control.disks import read_tops
 from kasou.control.serial import SerialLog
 from kasou.control.vm_config import VmConfig
 from kasou.control.vm_directory import State, VmDirectory, VmState
@@ -28,15 +32,22 @@ from kasou.errors import ConfigError, HostError, KasouError
 if TYPE_CHECKING:
     import asyncio
 
+    from kasou.control.moments import Moments
     from kasou.control.server import Pump
     from kasou.control.vm_network import VmNetwork
     from kasou.machine.config import Nic
     from kasou.machine.machine import Machine
     from kasou.vmm.zygote import Zygote
 
+log = logging.getLogger("kasou.control")
+
 GRACE_SECONDS = 15.0
 """How long a held VM waits for the first one to hold it."""
-RENEW_SECONDS = 30.0
+RENEW_SECONDS = 120.0
+"""How long a guest may take until its agent answers for the first time."""
+BOOT_SECONDS = 600.0
+PROMPT_SECONDS = 60.0
+SETTLE_SECONDS = 0.5
 END_SECONDS = 30.0
 """How long a machine may take to stop and flush before its process is killed."""
 
@@ -74,6 +85,19 @@ class RunningVm:
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._renewing: object = None
+        self._first = config.agent and not read_tops(directory) and origin is None
+        """It has never run before."""
+        self._to_keep: str | None = None
+        """The warm start that this VM is to make before anybody uses it."""
+        self._free = threading.Event()
+        """Set once users may type and run commands."""
+        self._typed = bytearray()
+        if self._first and config.warm is not None:
+            origin = warm.lend(config.warm, directory)
+            if origin is None:
+                self._to_keep = config.warm
+        if self._to_keep is None:
+            self._free.set()
         self._woke = origin
         self.network: VmNetwork | None = None
         if config.networked:
@@ -285,32 +309,112 @@ class RunningVm:
         """The control loop runs: what had to wait for it."""
         self._loop = loop
         self.serial.start(loop)
-        if self._woke is not None:
+        if self._woke is not None or self._first or self.config.mounts:
             self.renew(self._woke)
+        if self._to_keep is not None:
+            loop.create_task(self._keep_warm(self._to_keep))
 
-    def renew(self, origin: Origin) -> None:
-        """Have the guest correct what a moment has wrong, in the background: clock, entropy, and in
-        a fork its names. With counted time nothing is: the run must stay the same.
+    def renew(self, origin: Origin | None) -> None:
+        """Have the guest's agent correct, in the background, what a moment has wrong: clock, entropy,
+        in a copy its names and keys; and tell it of the host's shares and of whom it lets in.
+
+        `origin` is None after power-on. With counted time nothing is done, for the run must stay the same.
         """
         if self.machine.icount or self.machine.plugged.vsock is None or self._loop is None:
             return
-        fields: dict[str, object] = {
-            "clock_ns": time.time_ns(),
-            "entropy": os.urandom(32).hex(),
-        }
-        if origin.is_fork:
-            fields |= {"hostname": self.config.name, "machine_id": machine_id(self.config)}
+        config = self.config
+        fields: dict[str, object] = {}
+        if origin is not None:
+            fields |= {"clock_ns": time.time_ns(), "entropy": self._secret()}
+            if origin.is_fork:
+                fields |= {"machine_id": machine_id(config), "mac": config.mac}
+                fields["network"] = config.network is not None
+            if origin.is_warm:
+                fields["ssh_host_keys"] = True
+        if self._first or (origin is not None and origin.is_fork):
+            fields["hostname"] = config.name
+        if self._first and self._to_keep is None:
+            fields["authorized_keys"] = warm.public_keys()
+        if config.mounts and (origin is None or origin.is_warm):
+            fields["mounts"] = [[m.tag, m.target, m.read_only] for m in config.mounts]
+        if self._to_keep is not None:
+            return  # what is kept belongs to nobody; this is called again afterwards
         from kasou.control.vsock_tunnel import ask_guest
 
         async def work() -> None:
-            with contextlib.suppress(KasouError):  # a guest whose agent had not started yet
-                await ask_guest(self.machine, "renew", fields, RENEW_SECONDS, self.config.name)
+            try:
+                answer = await ask_guest(
+                    self.machine, "renew", fields, RENEW_SECONDS, self.config.name
+                )
+            except KasouError as problem:  # a guest whose agent has not started, or has ended
+                log.warning("%s: not corrected: %s", config.name, problem)
+                return
+            if failed := answer.get("failed"):
+                log.warning("%s: the guest could not correct: %s", config.name, failed)
 
         def begin() -> None:
             self._renewing = loop.create_task(work())
 
         loop = self._loop
         loop.call_soon_threadsafe(begin)
+
+    def _secret(self) -> str:
+        """Bytes for the guest's generator, in hexadecimal; a function of the seed if there is one."""
+        if self.config.seed is not None:
+            return random.Random(f"{self.config.seed}/entropy").randbytes(32).hex()
+        return os.urandom(32).hex()
+
+    async def _keep_warm(self, key: str) -> None:
+        """Once the guest has booted, keep this moment for others; then let its users at it."""
+        import asyncio
+
+        from kasou.control.moments import Moments
+        from kasou.control.vsock_tunnel import run_in_guest
+
+        try:
+            await run_in_guest(
+                self.machine, ["systemctl", "is-system-running", "--wait"], BOOT_SECONDS,
+                self.config.name,
+            )  # fmt: skip
+            await self._prompt(PROMPT_SECONDS)
+            await asyncio.sleep(SETTLE_SECONDS)
+            await asyncio.to_thread(self._keep_moment, key, Moments(self))
+        except (KasouError, TimeoutError) as problem:
+            log.warning("%s: no warm start is kept: %s", self.config.name, problem)
+        finally:
+            self._to_keep = None
+            self._let_users_in()
+            self.renew(self._woke)
+
+    def _keep_moment(self, key: str, moments: Moments) -> None:
+        with self.changing:
+            moment = moments.take()
+        warm.keep(key, self.directory, self.config, moment)
+
+    async def _prompt(self, seconds: float) -> None:
+        """Wait until the console asks for a command, or has been silent for long."""
+        import asyncio
+
+        async with asyncio.timeout(seconds):
+            while not bytes(self.serial.tail[-256:]).rstrip().endswith((b"#", b"$")):
+                await asyncio.sleep(0.1)
+
+    def console_input(self, data: bytes) -> None:
+        """Bytes typed at the serial port; kept back until users are let in. From any thread."""
+        if not self._free.is_set():
+            with self.changing:
+                if not self._free.is_set():
+                    self._typed += data
+                    return
+        self.machine.console_input(data)
+
+    def _let_users_in(self) -> None:
+        with self.changing:
+            typed = bytes(self._typed)
+            self._typed.clear()
+            self._free.set()
+        if typed:
+            self.machine.console_input(typed)
 
     # ------------------------------------------------------------------ pausing
     def pause(self, request: op.Pause) -> op.Done:
@@ -364,7 +468,7 @@ class RunningVm:
         attachment = self.serial.attach(request.replay)
 
         async def write(data: bytes) -> None:
-            await asyncio.to_thread(lambda: self.machine.console_input(data))
+            await asyncio.to_thread(self.console_input, data)
 
         async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
@@ -386,6 +490,10 @@ class RunningVm:
         self.refuse_ended()
         if self._paused:
             raise ConfigError(f"{name}: is paused; kasou resume {name} lets it go on")
+        while not self._free.is_set():
+            import asyncio
+
+            await asyncio.sleep(0.02)
         return await open_tunnel(self.machine, request.port, request.timeout, name)
 
     def _no_network(self, request: op.Request[Any]) -> Any:

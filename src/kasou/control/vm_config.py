@@ -95,6 +95,8 @@ class VmConfig:
     held: bool = False
     parent: str | None = None
     """The VM this one was forked from."""
+    warm: str | None = None
+    """The kind of warm start that its first start may use or make (`kasou.control.warm`)."""
 
 
 def check_name(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kasou.control.server import Pump, copy_both_ways
@@ -182,5 +182,39 @@ async def ask_guest(
                         raise GuestError(f"{name}: {do}: {event.message}")
     except TimeoutError:
         raise HostError(f"{name}: the guest's agent did not answer in {timeout:g} s") from None
+    finally:
+        stream.close()
+
+
+async def run_in_guest(
+    machine: Machine, command: Sequence[str], timeout: float, name: str
+) -> tuple[int, bytes]:
+    """Run `command` through the guest's agent: its exit status and standard output.
+
+    Raises `HostError` when it does not end within `timeout` seconds, `GuestError` when it cannot start.
+    """
+    from kasou.guest.agent.client import ExecClient, Exit, Failed, Stdout
+    from kasou.guest.agent.protocol import PORT
+
+    stream = await connect(machine, PORT, timeout, name)
+    output = bytearray()
+    try:
+        client = ExecClient(list(command))
+        client.close_stdin()
+        await stream.write(client.to_send())
+        async with asyncio.timeout(timeout):
+            while True:
+                data = await stream.read()
+                for event in client.receive(data) if data else client.receive_eof():
+                    if isinstance(event, Stdout):
+                        output += event.data
+                    elif isinstance(event, Exit):
+                        return event.status, bytes(output)
+                    elif isinstance(event, Failed):
+                        raise GuestError(f"{name}: {command[0]}: {event.message}")
+                if more := client.to_send():
+                    await stream.write(more)
+    except TimeoutError:
+        raise HostError(f"{name}: {command[0]} did not end in {timeout:g} s") from None
     finally:
         stream.close()

@@ -24,7 +24,7 @@ from kasou.ports import Disk
 
 MEMORY = 1 << 30
 SECONDS = 3600.0
-TAIL_LINES = 12
+TAIL_LINES = 30
 IDENTITY = "6b61736f-7500-4000-8000-000000000001"
 """The file system's UUID and hash seed: the same for every image, so that builds repeat."""
 JOURNAL_MEGABYTES = 16
@@ -46,7 +46,7 @@ mount -t devtmpfs devtmpfs /dev
 fail() { echo "kasou-build: failed: $1"; sync; poweroff -f; }
 date -s @@TIME@ >/dev/null
 echo "kasou-build: making the file system"
-mke2fs -q -t ext4 -F -m 1 -U @IDENTITY@ -O ^has_journal \\
+/usr/sbin/mke2fs -q -t ext4 -F -m 1 -U @IDENTITY@ -O ^has_journal \\
     -E hash_seed=@IDENTITY@,root_owner=0:0,nodiscard,assume_storage_prezeroed=1 /dev/vda ||
     fail mke2fs
 mount -t ext4 -o noatime /dev/vda /mnt || fail mount
@@ -62,8 +62,8 @@ chroot /mnt /finish || fail "configuring the packages"
 umount /mnt/proc /mnt/sys /mnt/dev /mnt/tmp /mnt/run
 umount /mnt || fail "the file system stayed in use"
 echo "kasou-build: checking"
-tune2fs -J size=@JOURNAL@ -O has_journal /dev/vda >/dev/null || fail "tune2fs"
-e2fsck -f -n /dev/vda || fail "e2fsck"
+/usr/sbin/tune2fs -J size=@JOURNAL@ -O has_journal /dev/vda >/dev/null || fail "tune2fs"
+/usr/sbin/e2fsck -f -n /dev/vda || fail "e2fsck"
 sync
 echo "kasou-build: done"
 poweroff -f

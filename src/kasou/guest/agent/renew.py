@@ -1,30 +1,47 @@
 """What a guest must correct after it was restored or forked: it wakes in another time, perhaps
-beside its own twins. Part of the agent's script.
+beside its own twins; and what a new VM is told by its host. Part of the agent's script.
 
-Each correction is made if the host asks for it, in the order below, and one that fails does not
-stop the others: the answer lists what was `done` and, by name, why something `failed`.
+| field | value | |
+|---|---|---|
+| `clock_ns` | ns since 1970 | |
+| `entropy` | hexadecimal | mixed in, and used from now on |
+| `machine_id` | 32 hexadecimal digits | |
+| `hostname` | a name | the kernel's, `/etc/hostname`, `/etc/hosts` |
+| `mac` | 52:54:00:12:34:56 | of `interface`, or the first with hardware under it |
+| `network` | true | ask for an address anew |
+| `ssh_host_keys` | true | new ones; in the background |
+| `authorized_keys` | lines | added to root's |
+| `mounts` | [tag, path, read only], ... | directories that the host shares |
+
+Each is done if the host asks for it, in this order, and one that fails does not stop the others:
+the answer lists what was `done` and, by name, why something `failed`. But for the new keys for ssh,
+all is done when the answer is given.
 """
 
 import fcntl
 import os
+import select
+import signal
 import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
+
+from kasou.guest.agent.trees import mount_command
 
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _SIOCSIFHWADDR = 0x8924
 _ARPHRD_ETHER = 1
+_MOUNT_SECONDS = 10
 
 Run = Callable[[list[str]], None]
 """Starts a program and does not wait for it."""
 
 
 def renew(request: dict[str, object], run: Run) -> dict[str, object]:
-    """Do what is asked: `clock_ns`, `entropy`, `machine_id`, `hostname`, `mac`, `network`,
-    `ssh_host_keys`, `authorized_keys` and `mounts`.
-    """
+    """Do what is asked."""
     done: list[str] = []
     failed: dict[str, str] = {}
     for name, correct in (
@@ -147,35 +164,56 @@ def _ssh_host_keys(run: Run) -> None:
 
 
 def _authorized_keys(value: object) -> None:
-    """Lines of public keys that may log in as root; those that are there stay."""
-    path = "/root/.ssh/authorized_keys"
-    os.makedirs("/root/.ssh", 0o700, exist_ok=True)
+    """Let those in, beside the ones that may already."""
+    home = os.path.expanduser("~root")
+    os.makedirs(f"{home}/.ssh", 0o700, exist_ok=True)
+    path = f"{home}/.ssh/authorized_keys"
     try:
         with open(path) as file:
-            present = file.read()
+            lines = file.read().splitlines()
     except FileNotFoundError:
-        present = ""
-    missing = [line for line in str(value).split("\n") if line and line not in present]
-    if missing:
-        _replace(path, present + "".join(line + "\n" for line in missing), 0o600)
+        lines = []
+    new = [line for line in str(value).splitlines() if line and line not in lines]
+    if new:
+        _replace(path, "".join(f"{line}\n" for line in lines + new), 0o600)
 
 
 def _mounts(value: object) -> None:
-    """A list of [tag, directory, read-only]: shares of the host. (9p)"""
+    """All of them, as far as that goes. Raises `OSError` with what `mount` said."""
     if not isinstance(value, list):
         raise TypeError("mounts: not a list")
-    failed = []
-    for tag, directory, read_only in value:
-        os.makedirs(directory, exist_ok=True)
-        if os.path.ismount(directory):
-            continue
-        options = "trans=virtio,version=9p2000.L,msize=131072,cache=none"
-        command = ["mount", "-t", "9p", "-o", options + (",ro" if read_only else "")]
-        status = os.spawnvp(os.P_WAIT, "mount", [*command, str(tag), str(directory)])
+    problems = []
+    for tag, path, read_only in value:
+        try:
+            _wait(mount_command(str(tag), str(path), bool(read_only)))
+        except OSError as error:
+            problems.append(str(error))
+    if problems:
+        raise OSError("; ".join(problems))
+
+
+def _wait(argv: list[str]) -> None:
+    """Run a program to its end. Raises `OSError` with its complaint if that is not a good one."""
+    read, write = os.pipe()
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    actions = [(os.POSIX_SPAWN_DUP2, fd, i) for i, fd in enumerate((null, write, write))]
+    try:
+        pid = os.posix_spawn(argv[0], argv, dict(os.environ), file_actions=actions, setsid=True)
+    finally:
+        os.close(null)
+        os.close(write)
+    with open(read, errors="replace") as complaint:
+        pidfd = os.pidfd_open(pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        ended = poll.poll(_MOUNT_SECONDS * 1000)
+        os.close(pidfd)
+        if not ended:
+            with suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
         if status:
-            failed.append(f"{directory}: mount ended with {status}")
-    if failed:
-        raise OSError("; ".join(failed))
+            raise OSError(complaint.read(4096).strip() or f"{argv[0]}: wait status {status}")
 
 
 def _replace(path: str, text: str, mode: int) -> None:
