@@ -6,7 +6,10 @@
 - `refcounts`   which host clusters are in use; the allocator
 - `compressed`  compressed clusters
 - `snapshots`   the list of internal snapshots
-- `image`       the disk: read, write, and the order in which things reach the medium
+- `reading`     where each guest byte is, and fetching it
+- `committing`  the order in which things reach the medium
+- `writing`     in place, or copy on write; discard and zeroes
+- `image`       the disk
 - `create`      a new, empty image
 - `check`       does every table agree with every other; mending what does not
 """
