@@ -157,7 +157,7 @@ def _ssh_host_keys(run: Run) -> None:
         return
     key = "/etc/ssh/ssh_host_ed25519_key"
     script = (
-        f'ssh-keygen -q -t ed25519 -N "" -f {key}.new && mv {key}.new {key} &&'
+        f'rm -f {key}.new {key}.new.pub; ssh-keygen -q -t ed25519 -N "" -f {key}.new && mv {key}.new {key} &&'
         f" mv {key}.new.pub {key}.pub && systemctl try-restart ssh.service"
     )
     run(["/bin/sh", "-c", script])
