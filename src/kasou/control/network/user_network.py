@@ -26,7 +26,7 @@ from kasou.errors import ConfigError
 from kasou.net.gateway.capture import Capture
 from kasou.net.gateway.config import GatewayConfig
 from kasou.net.gateway.egress import EgressPolicy
-from kasou.net.gateway.forward import Forward
+from kasou.net.gateway.forward import Forward, Forwarded
 from kasou.net.gateway.gateway import EgressDenied, OpenForward
 from kasou.net.gateway.network import NetworkPort, VirtualNetwork
 from kasou.net.wire.address import MacAddress, ip_text, mac
@@ -151,12 +151,13 @@ class UserNetwork:
         self._sockets.wake()
         return opened
 
-    def remove_forward(self, port: UserPort, opened: OpenForward) -> None:
+    def remove_forward(self, port: UserPort, opened: Forwarded) -> None:
         """Close a forwarded port; connections that came through it go on."""
         with self._lock:
-            if opened in port.forwards:
-                port.forwards.remove(opened)
-                self._network.gateway.remove_forward(opened)
+            mine = next((each for each in port.forwards if each is opened), None)
+            if mine is not None:
+                port.forwards.remove(mine)
+                self._network.gateway.remove_forward(mine)
         self._sockets.wake()
 
     def capture(
@@ -208,6 +209,11 @@ class UserNetwork:
                 "malformed": gateway.interface.statistics.malformed,
                 "network": dict(self.counters),
             }
+
+    @property
+    def sockets(self) -> HostSockets:
+        """The reactor of the network's thread; what is posted there may use the network freely."""
+        return self._sockets
 
     def close(self) -> None:
         """End the network: sockets are closed, guests' connections reset. May be called twice."""
