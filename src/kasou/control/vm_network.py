@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import asyncio
 
     from kasou.control.network import UserNetwork, UserPort
+    from kasou.control.network.client import JoinedPort, NetworkClient
     from kasou.control.server import Pump
     from kasou.machine.machine import Machine
-    from kasou.net.gateway.gateway import OpenForward
+    from kasou.net.gateway.forward import Forwarded
 
 MOST_WAITING = 256
 """Frames that wait for the network to start."""
@@ -38,7 +39,7 @@ class Wire:
 
     def __init__(self, network: VmNetwork) -> None:
         self._network = network
-        self._behind: UserPort | None = None
+        self._behind: UserPort | JoinedPort | None = None
         self._sink: FrameSink | None = None
         self._waiting: deque[Frame] = deque(maxlen=MOST_WAITING)
 
@@ -56,7 +57,7 @@ class Wire:
         if self._behind is not None:
             self._behind.attach(sink)
 
-    def connect(self, behind: UserPort) -> None:
+    def connect(self, behind: UserPort | JoinedPort) -> None:
         """The network has started."""
         behind.attach(self._sink)
         self._behind = behind
@@ -72,8 +73,8 @@ class VmNetwork:
     def __init__(self, config: VmConfig) -> None:
         self.config = config
         self.wire = Wire(self)
-        self._user: UserNetwork | None = None
-        self._port: UserPort | None = None
+        self._user: UserNetwork | NetworkClient | None = None
+        self._port: UserPort | JoinedPort | None = None
         self._lock = threading.Lock()
         self._wanted = False
         self._closed = False
@@ -93,7 +94,7 @@ class VmNetwork:
         }
 
     # ------------------------------------------------------------------ life
-    def start(self) -> UserPort:
+    def start(self) -> UserPort | JoinedPort:
         """Start it, if that has not happened."""
         with self._lock:
             if self._closed:
@@ -103,13 +104,21 @@ class VmNetwork:
                 self.wire.connect(self._port)
             return self._port
 
-    def _plug_in(self) -> UserPort:
+    def _plug_in(self) -> UserPort | JoinedPort:
         from kasou.control.network import UserNetwork
 
         config = self.config
         if config.network is not None:
-            raise ConfigError(f"network {config.network}: named networks are not here yet")
-        self._user = UserNetwork(seed=config.seed, thread=not self.is_counted)
+            from kasou.control.network.named import join
+
+            if self.is_counted:
+                raise ConfigError(
+                    f"network {config.network}: other VMs' time is not counted; leave out --network"
+                    " or --clock icount"
+                )
+            self._user = join(config.network)
+        else:
+            self._user = UserNetwork(seed=config.seed, thread=not self.is_counted)
         assert config.mac is not None
         try:
             return self._user.add_port(config.name, config.mac, config.ports, config.egress)
@@ -141,10 +150,11 @@ class VmNetwork:
 
         def serve(self) -> int | None:
             """Do what is due in the guest's time; the ns until more is."""
+            from kasou.control.network import UserNetwork
             from kasou.engine.hart_state import TICK_NS
 
             user, machine = self._network._user, self._network._machine
-            if user is None or machine is None:
+            if not isinstance(user, UserNetwork) or machine is None:
                 return None
             now = machine.runner.current.time() * TICK_NS
             user.step(now)
@@ -176,13 +186,11 @@ class VmNetwork:
     def port_add(self, request: op.PortAdd) -> op.PortForward:
         """Forward one more. Raises `ConfigError`, `HostError` (the port is in use)."""
         port = self.start()
-        assert self._user is not None
-        return _described(self._user.add_forward(port, request.spec))
+        return _described(port.add_forward(request.spec))
 
     def port_remove(self, request: op.PortRemove) -> op.Done:
         """Forward one less. Raises `ConfigError` when none is like that."""
         port = self.start()
-        assert self._user is not None
         text, _, protocol = request.spec.partition("/")
         host, _, number = text.rpartition(":")
         found = [
@@ -201,7 +209,7 @@ class VmNetwork:
                 f" kasou port ls {self.config.name} lists what is"
             )
         for one in found:
-            self._user.remove_forward(port, one)
+            port.remove_forward(one)
         return op.Done()
 
     async def capture(self, request: op.Capture) -> Pump:
@@ -248,7 +256,7 @@ class VmNetwork:
         return pump
 
 
-def _described(opened: OpenForward) -> op.PortForward:
+def _described(opened: Forwarded) -> op.PortForward:
     from kasou.net.wire.address import ip_text
 
     forward = opened.forward

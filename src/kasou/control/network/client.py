@@ -54,6 +54,14 @@ class JoinedPort:
         """Say who takes the frames for the VM; None drops them."""
         self.sink = sink
 
+    def add_forward(self, forward: Forward | str) -> Forwarded:
+        """`NetworkClient.add_forward` to this VM."""
+        return self._client.add_forward(self, forward)
+
+    def remove_forward(self, opened: Forwarded) -> None:
+        """`NetworkClient.remove_forward` of this VM's."""
+        self._client.remove_forward(self, opened)
+
 
 class NetworkClient:
     """A VM's membership. `connect` opens a socket to the network, raising `KasouError` or `OSError`."""

@@ -70,6 +70,14 @@ class UserPort:
         """Say who takes the frames for the VM; None drops them."""
         self.sink = sink
 
+    def add_forward(self, forward: Forward | str) -> Forwarded:
+        """`UserNetwork.add_forward` to this VM."""
+        return self._network.add_forward(self, forward)
+
+    def remove_forward(self, opened: Forwarded) -> None:
+        """`UserNetwork.remove_forward` of this VM's."""
+        self._network.remove_forward(self, opened)
+
 
 class UserNetwork:
     """See the module. `seed` makes the network's random choices repeatable."""
