@@ -396,8 +396,8 @@ class Connection:
     def set_mss(self) -> None:
         """Take SndMSS from the peer's MSS, the path's MTU and the options (RFC 6691)."""
         headers = 40 if len(self.local.address) == 4 else 60
-        mss = min(self.peer_mss, max(self.mtu - headers, 8)) - (12 if self.timestamps else 0)
-        self.mss = self.congestion.mss = max(mss, 8)
+        mss = min(self.peer_mss, self.mtu - headers) - (12 if self.timestamps else 0)
+        self.mss = self.congestion.mss = max(mss, 48)  # room for SACK blocks beside data
 
     def start_timer(self, timer: Timer, at: int) -> None:
         """Run the retransmission timer until `at`, as `timer`."""

@@ -389,7 +389,8 @@ class Tcp:
         c = self.connections.get((*local, *remote))
         if c is None or not c.snd_una <= unwrap(sequence, c.snd_una) < c.snd_nxt:
             return
-        smallest = 68 if len(local.address) == 4 else 1280
+        # Smaller IPv4 links are a forger's (RFC 5927 7.4); Linux has the same floor.
+        smallest = 552 if len(local.address) == 4 else 1280
         mtu = max(mtu, smallest)
         if mtu >= c.mtu:
             return

@@ -231,7 +231,7 @@ def _send_small(c: Connection, size: int, now: int, out: list[OutgoingSegment]) 
 
 def _window(c: Connection) -> int:
     """The window field; moves `rcv_adv`, never back (RFC 9293 3.8.6.2.2, RFC 7323 2.4)."""
-    left = c.rcv_adv - c.rcv_nxt
+    left = max(c.rcv_adv - c.rcv_nxt, 0)  # a FIN may stand just behind the edge
     room = c.capacity - c.receive_buffer.readable
     scale = c.rcv_scale
     if room - left >= min(c.capacity // 2, c.mss):

@@ -27,6 +27,8 @@ class State(Enum):
     LAST_ACK = "LAST-ACK"
     TIME_WAIT = "TIME-WAIT"
 
+    __hash__ = object.__hash__  # Enum's own hashes the name, in Python, for every segment
+
 
 class On(Enum):
     """What moves a connection: a call of the user, what a segment says, or time."""
