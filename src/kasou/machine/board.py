@@ -82,6 +82,10 @@ class HartLines(TimerHost, Protocol):
         ...
 
 
+TREE_ROOM = 0x3000
+"""U-Boot keeps the device tree in as many bytes as it has, and adds this much to it without asking."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoardState:
     """All devices at rest."""
@@ -268,7 +272,9 @@ class Board:
         that the guest must leave alone.
         """
         return blob(
-            self.tree(bootargs, initrd_range, isa_extensions, mmu, rng_seed), reserved=reserved
+            self.tree(bootargs, initrd_range, isa_extensions, mmu, rng_seed),
+            reserved=reserved,
+            room=TREE_ROOM,
         )
 
     def tree(

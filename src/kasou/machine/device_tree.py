@@ -63,10 +63,11 @@ def region(base: int, size: int) -> tuple[int, int, int, int]:
     return (*u64(base), *u64(size))
 
 
-def blob(root: Node, reserved: Sequence[tuple[int, int]] = ()) -> bytes:
+def blob(root: Node, reserved: Sequence[tuple[int, int]] = (), room: int = 0) -> bytes:
     """The flattened tree. `reserved` are (address, size) pairs that the kernel must not touch.
 
-    Raises `ConfigError` for a property that cannot be encoded.
+    `room` is how many bytes are left free at its end, for whoever adds to it where it lies. Raises
+    `ConfigError` for a property that cannot be encoded.
     """
     phandles = _phandles(root)
     strings = bytearray()
@@ -99,7 +100,7 @@ def blob(root: Node, reserved: Sequence[tuple[int, int]] = ()) -> bytes:
     reservations = b"".join(struct.pack(">QQ", *entry) for entry in (*reserved, (0, 0)))
     at_structure = _HEADER.size + len(reservations)
     at_strings = at_structure + len(structure)
-    total = -(-(at_strings + len(strings)) // 8) * 8
+    total = -(-(at_strings + len(strings) + room) // 8) * 8
     header = _HEADER.pack(
         _MAGIC,
         total,

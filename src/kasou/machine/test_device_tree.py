@@ -45,6 +45,8 @@ def test_every_kind_of_value() -> None:
 
 def test_layout_of_the_blob() -> None:
     data = blob(Node("", {"model": "x"}))
+    roomy = blob(Node("", {"model": "x"}), room=0x1000)
+    assert len(roomy) == int.from_bytes(roomy[4:8], "big") == len(data) + 0x1000
     assert data[:4] == b"\xd0\x0d\xfe\xed"
     assert int.from_bytes(data[4:8], "big") == len(data)
     assert len(data) % 8 == 0
