@@ -10,7 +10,7 @@ TEXT = bytes(i * 7 & 0xFF for i in range(3000))
 
 
 @given(st.data())
-def test_the_send_buffer_is_a_moving_stretch_of_the_stream(data):
+def test_the_send_buffer_is_a_moving_stretch_of_the_stream(data: st.DataObject) -> None:
     buffer = SendBuffer(1000)
     written, acknowledged = b"", 0
     for _ in range(data.draw(st.integers(1, 30))):
@@ -32,9 +32,10 @@ def test_the_send_buffer_is_a_moving_stretch_of_the_stream(data):
 
 
 @given(st.data())
-def test_the_receive_buffer_puts_pieces_in_order_once(data):
+def test_the_receive_buffer_puts_pieces_in_order_once(data: st.DataObject) -> None:
     buffer = ReceiveBuffer(0)
-    have, read = set(), b""
+    have: set[int] = set()
+    read = b""
     for _ in range(data.draw(st.integers(1, 40))):
         start = data.draw(st.integers(0, 200))
         n = data.draw(st.integers(1, 60))
@@ -51,7 +52,7 @@ def test_the_receive_buffer_puts_pieces_in_order_once(data):
         assert buffer.has_gap == bool(beyond)
         if data.draw(st.booleans()):
             piece = buffer.read(data.draw(st.none() | st.integers(1, 50)))
-            read += piece
+            read += bytes(piece)
         assert buffer.readable == buffer.next - len(read)
     n = buffer.readable
     rest = b"".join(buffer.peek(n))
@@ -59,7 +60,7 @@ def test_the_receive_buffer_puts_pieces_in_order_once(data):
     assert read + rest == TEXT[: buffer.next] and buffer.readable == 0
 
 
-def test_the_latest_block_comes_first_and_a_duplicate_before_it():
+def test_the_latest_block_comes_first_and_a_duplicate_before_it() -> None:
     buffer = ReceiveBuffer(0)
     for start in (10, 30, 50, 20):
         buffer.insert(start, memoryview(TEXT[start : start + 10]))

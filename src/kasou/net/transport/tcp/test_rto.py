@@ -2,7 +2,7 @@ from kasou.net.transport.tcp.config import MS, SECOND, TcpConfig
 from kasou.net.transport.tcp.rto import RttEstimator
 
 
-def test_rfc_6298_by_its_numbers():
+def test_rfc_6298_by_its_numbers() -> None:
     rtt = RttEstimator(TcpConfig(min_rto=MS))
     assert rtt.rto == SECOND
     rtt.sample(100 * MS, 0)
@@ -15,7 +15,7 @@ def test_rfc_6298_by_its_numbers():
     assert rtt.rto < 300 * MS and rtt.minimum == 60 * MS
 
 
-def test_bounds():
+def test_bounds() -> None:
     rtt = RttEstimator(TcpConfig())
     rtt.sample(1000, 0)
     assert rtt.rto == 200 * MS

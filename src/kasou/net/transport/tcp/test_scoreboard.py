@@ -7,7 +7,7 @@ from kasou.net.transport.tcp.scoreboard import Scoreboard
 
 
 @given(st.data())
-def test_counts_follow_the_bytes(data):
+def test_counts_follow_the_bytes(data: st.DataObject) -> None:
     board = Scoreboard()
     una = nxt = 0
     for now in range(data.draw(st.integers(1, 40))):
@@ -36,6 +36,7 @@ def test_counts_follow_the_bytes(data):
                 board.lose(data.draw(st.sampled_from(board.records)))
             case "resend" if board.lost:
                 i = board.first_lost()
+                assert i is not None
                 if board.records[i].size > 5:
                     board.split(i, board.records[i].start + 5)
                 board.resend(board.records[i], now)
