@@ -11,7 +11,8 @@ from kasou.devices.virtio.queue import Virtqueue
 from kasou.ports import IrqLine
 
 MAGIC = int.from_bytes(b"virt", "little")
-VENDOR = int.from_bytes(b"KASO", "little")
+VENDOR = int.from_bytes(b"QEMU", "little")
+"""The board's, as everything on it: xv6 takes a disk of no other vendor."""
 CONFIG = 0x100
 _U32 = 0xFFFF_FFFF
 

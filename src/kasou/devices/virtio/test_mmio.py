@@ -140,6 +140,7 @@ def test_identity() -> None:
     mmio = VirtioMmio(VirtioBlock(Ram(), RamDisk()), lambda on: None)
     assert mmio.read(0, 4).to_bytes(4, "little") == b"virt"
     assert (mmio.read(4, 4), mmio.read(8, 4)) == (2, 2)
+    assert mmio.read(0xC, 4) == 0x554D_4551, "xv6 looks"
     assert mmio.read(0x100, 4) == mmio.read(0x100, 8) == 8
     assert mmio.read(0x114, 4) == 512
     assert mmio.read(0x2FF, 1) == 0
