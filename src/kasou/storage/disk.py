@@ -18,9 +18,9 @@ from kasou.errors import ConfigError
 from kasou.storage.create import create_qcow2
 from kasou.storage.file import Cache, File
 from kasou.storage.opening import open_file
-from kasou.storage.qcow2.check import mend_refcounts
 from kasou.storage.qcow2.header import MAGIC, Header, Incompatible, parse
 from kasou.storage.qcow2.image import Qcow2Disk
+from kasou.storage.qcow2.mend import mend_refcounts
 from kasou.storage.qcow2.snapshots import find_snapshot
 from kasou.storage.raw import RawDisk
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from kasou.storage.disk import read_header
 from kasou.storage.file import Cache
 from kasou.storage.opening import open_file
-from kasou.storage.qcow2.check import Check, Report, mend_refcounts
+from kasou.storage.qcow2.check import Check, Report
 from kasou.storage.qcow2.header import MAGIC, ZSTD, Incompatible
+from kasou.storage.qcow2.mend import mend_refcounts
 from kasou.storage.qcow2.snapshots import Snapshot, read_snapshots
 
 

@@ -11,5 +11,6 @@
 - `writing`     in place, or copy on write; discard and zeroes
 - `image`       the disk
 - `create`      a new, empty image
-- `check`       does every table agree with every other; mending what does not
+- `check`       does every table agree with every other
+- `mend`        counting references anew
 """

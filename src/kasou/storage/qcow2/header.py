@@ -237,7 +237,10 @@ def _check_features(bits: int, names: bytes, wrong: _Wrong) -> None:
             for bit in range(64)
             if missing >> bit & 1
         ]
-        raise wrong(f"needs what kasou does not have: {', '.join(each)}")
+        raise wrong(
+            f"needs what kasou does not have: {', '.join(each)}; "
+            "`qemu-img convert` may make an image without"
+        )
 
 
 def _extensions(data: bytes, at: int, end: int, wrong: _Wrong) -> dict[int, bytes]:

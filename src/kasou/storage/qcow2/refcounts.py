@@ -25,12 +25,13 @@ _CACHED_BYTES = 8 << 20
 class Block:
     """One refcount block at file offset `at`: `counts` numbers, packed below eight bits."""
 
-    __slots__ = ("at", "counts", "is_new", "order")
+    __slots__ = ("at", "changed", "counts", "is_new", "order")
 
     def __init__(self, at: int, data: bytes, order: int, is_new: bool) -> None:
         self.at = at
         self.order = order
         self.is_new = is_new
+        self.changed: tuple[int, int] | None = None
         self.counts = array(_TYPES.get(order, "B"), data)
         self._swap(self.counts)
 
@@ -44,6 +45,8 @@ class Block:
 
     def set(self, index: int, count: int) -> None:
         """Change the refcount of the block's cluster `index`."""
+        low, high = self.changed or (index, index)
+        self.changed = min(low, index), max(high, index)
         if self.order >= 3:
             self.counts[index] = count
             return
@@ -66,7 +69,18 @@ class Block:
 
     def emit(self) -> bytes:
         """How the block is stored."""
-        counts = self.counts[:]
+        return self._stored(self.counts[:])
+
+    def emit_changed(self) -> tuple[int, bytes]:
+        """(file offset, bytes) of what changed since `changed` was None."""
+        if self.is_new or self.changed is None:
+            return self.at, self.emit()
+        low, high = self.changed
+        if self.order < 3:
+            low, high = low << self.order >> 3, high << self.order >> 3
+        return self.at + low * self.counts.itemsize, self._stored(self.counts[low : high + 1])
+
+    def _stored(self, counts: "array[int]") -> bytes:
         self._swap(counts)
         return counts.tobytes()
 
@@ -198,7 +212,7 @@ class Refcounts:
         new = []
         for number in sorted(self._dirty):
             block = self._blocks[number]
-            self._file.write(block.at, block.emit())
+            self._file.write(*block.emit_changed())
             if block.is_new:
                 new.append(number)
         if new:
@@ -207,6 +221,8 @@ class Refcounts:
                 entry = struct.pack(">Q", self.table[number])
                 self._file.write(self.offset + number * 8, entry)
                 self._blocks[number].is_new = False
+        for number in self._dirty:
+            self._blocks[number].changed = None
         self._dirty.clear()
 
     def _block(self, number: int) -> Block | None:
@@ -282,6 +298,7 @@ class Refcounts:
         for i, block in enumerate(counts):
             grown[number + i] = block.at
             self._file.write(block.at, block.emit())
+            block.changed = None
         table_at = first + blocks << bits
         self._file.write(table_at, table_bytes(grown))
         self._file.sync()
