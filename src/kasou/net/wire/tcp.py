@@ -139,6 +139,7 @@ def emit_options(segment: TcpSegment) -> bytes:
 def emit_header(segment: TcpSegment) -> bytes:
     """Header and options of `segment` with its `checksum` as it stands; the payload follows."""
     options = emit_options(segment)
+    assert len(options) <= 40, f"{len(options)} bytes of options"
     fixed = FIXED.pack(
         segment.source_port,
         segment.destination_port,

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kasou.net.wire.error import ParseError
@@ -9,6 +9,7 @@ from kasou.net.wire.tcp import (
     SYN,
     TcpSegment,
     emit_header,
+    emit_options,
     flag_text,
     is_intact,
     parse,
@@ -26,6 +27,7 @@ segments = st.builds(
 
 @given(segments)
 def test_parse_of_emit_is_the_segment(segment: TcpSegment) -> None:
+    assume(len(emit_options(segment)) <= 40)  # what a header has room for
     header = emit_header(segment)
     parsed = parse(header + segment.payload)
     parsed.payload = bytes(parsed.payload)
