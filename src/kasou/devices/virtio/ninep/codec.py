@@ -19,26 +19,32 @@ Packing = struct.Struct | str
 _NUMBERS = {kind: number for number, kind in TYPES.items()}
 
 
-def _packings(kind: type[Message]) -> tuple[tuple[str, Packing], ...]:
-    """Name and packing of each field."""
-    hints = get_type_hints(kind, include_extras=True)
-    return tuple(
-        (name, "qid" if hint is Qid else cast(Packing, hint.__metadata__[0]))
-        for name, hint in hints.items()
-    )
+def _layout(kind: type[Message]) -> tuple[tuple[tuple[str, ...], Packing], ...]:
+    """Names and packing of the fields; neighbours that are numbers are packed as one."""
+    parts: list[tuple[tuple[str, ...], Packing]] = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        packing: Packing = "qid" if hint is Qid else cast(Packing, hint.__metadata__[0])
+        if isinstance(packing, struct.Struct) and parts:
+            names, before = parts[-1]
+            if isinstance(before, struct.Struct):
+                parts[-1] = (*names, name), struct.Struct(before.format + packing.format[1:])
+                continue
+        parts.append(((name,), packing))
+    return tuple(parts)
 
 
-_LAYOUTS = {kind: _packings(kind) for kind in _NUMBERS}
+_LAYOUTS = {kind: _layout(kind) for kind in _NUMBERS}
 
 
 def encode(tag: int, message: Message) -> bytes:
     """A whole message."""
     parts = [b""]
-    for name, packing in _LAYOUTS[type(message)]:
-        value = getattr(message, name)
+    for names, packing in _LAYOUTS[type(message)]:
         if isinstance(packing, struct.Struct):
-            parts.append(packing.pack(value))
-        elif packing == "qid":
+            parts.append(packing.pack(*[getattr(message, name) for name in names]))
+            continue
+        value = getattr(message, names[0])
+        if packing == "qid":
             parts.append(QID.pack(*value))
         elif packing == "text":
             parts += (_U16.pack(len(value)), value)
@@ -71,7 +77,7 @@ def decode(raw: bytes) -> tuple[int, Message]:
     try:
         for _, packing in _LAYOUTS[kind]:
             if isinstance(packing, struct.Struct):
-                fields.append(packing.unpack_from(raw, at)[0])
+                fields += packing.unpack_from(raw, at)
                 at += packing.size
             elif packing == "qid":
                 fields.append(Qid(*QID.unpack_from(raw, at)))
