@@ -13,8 +13,8 @@ subprocesses, pipes, and sockets or file descriptors of the operating system.
 Time is the clock's: `MonotonicClock` waits for real, and several loops with a `VirtualClock` take
 turns in one thread under a `Simulation`, which jumps to whatever is next.
 
-Reading order: `clock`, `socket_view`, `transport`, `datagram`, `server`, `stack_loop`,
-`simulation`.
+Reading order: `clock`, `socket_view`, `names`, `transport`, `datagram`, `server`,
+`stack_loop`, `simulation`.
 """
 
 from kasou.net.loop.clock import Clock, MonotonicClock, VirtualClock

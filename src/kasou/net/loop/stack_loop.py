@@ -10,12 +10,20 @@ import asyncio
 import socket
 import ssl as ssl_module
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from kasou.errors import LocalError
 from kasou.net.loop.clock import Clock, MonotonicClock
 from kasou.net.loop.datagram import StackDatagramTransport
+from kasou.net.loop.names import (
+    Names,
+    address_info,
+    numeric_name,
+    packed_address,
+    port_number,
+    resolve,
+)
 from kasou.net.loop.server import StackServer
 from kasou.net.loop.socket_view import SocketAddress, socket_address
 from kasou.net.loop.transport import StreamTransport, error_of
@@ -24,11 +32,6 @@ from kasou.net.stack import Host
 from kasou.net.transport.tcp import Connection, Endpoint, Event
 from kasou.net.wire.address import ANY4, ANY6, IpAddress
 from kasou.ports import Frame, Port
-
-Names = (
-    Mapping[str, Sequence[IpAddress]]
-    | Callable[[str], Sequence[IpAddress] | Awaitable[Sequence[IpAddress]]]
-)
 
 
 class StackLoop(asyncio.BaseEventLoop):
@@ -159,47 +162,16 @@ class StackLoop(asyncio.BaseEventLoop):
         flags: int = 0,
     ) -> list[Any]:
         """As `socket.getaddrinfo`, with `names` in the resolver's place."""
-        number = _port_number(port)
-        kinds = [
-            (kind, protocol)
-            for kind, protocol in (
-                (socket.SOCK_STREAM, socket.IPPROTO_TCP),
-                (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
-            )
-            if type in (0, kind) and proto in (0, protocol)
-        ]
-        found = []
-        for address in await self.resolve(host, passive=bool(flags & socket.AI_PASSIVE)):
-            of = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-            if family in (0, of):
-                name = socket_address(address, number)
-                found += [(of, kind, protocol, "", name) for kind, protocol in kinds]
+        addresses = await self.resolve(host, passive=bool(flags & socket.AI_PASSIVE))
+        found = address_info(addresses, port_number(port), family, type, proto)
         if not found:
             raise socket.gaierror(socket.EAI_NONAME, f"{host!r}: name or service not known")
         return found
 
     async def resolve(self, host: Any, passive: bool = False) -> Sequence[IpAddress]:
         """The addresses of a name, numeric or not. Raises `socket.gaierror`."""
-        if isinstance(host, bytes):
-            host = host.decode()
-        if host is None or host == "":
-            return [ANY4, ANY6] if passive else self._own_addresses()
-        packed = _numeric(host)
-        if packed is not None:
-            return [packed]
-        if callable(self.names):
-            answer = self.names(host)
-            addresses = await answer if isinstance(answer, Awaitable) else answer
-        else:
-            addresses = self.names.get(host, ())
-        if not addresses and host in ("localhost", "localhost.localdomain"):
-            return self._own_addresses()
-        if not addresses:
-            raise socket.gaierror(socket.EAI_NONAME, f"{host!r}: name or service not known")
-        return addresses
-
-    def _own_addresses(self) -> Sequence[IpAddress]:
-        return [address for each in self.host.ip.interfaces for address in each.addresses]
+        own = [address for each in self.host.ip.interfaces for address in each.addresses]
+        return await resolve(self.names, own, host, passive)
 
     async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> tuple[str, str]:
         """The numeric form, always."""
@@ -232,7 +204,7 @@ class StackLoop(asyncio.BaseEventLoop):
             if not host:
                 raise ValueError("You must set server_hostname when using ssl without a host")
             server_hostname = host
-        number = _port_number(port)
+        number = port_number(port)
         local: Endpoint | None = None
         if local_addr is not None:
             local = Endpoint((await self.resolve(local_addr[0]))[0], local_addr[1])
@@ -241,7 +213,7 @@ class StackLoop(asyncio.BaseEventLoop):
             host, number, family=family, type=socket.SOCK_STREAM, flags=flags
         ):
             try:
-                connection = await self._connect(_packed(name[0]), number, local)
+                connection = await self._connect(packed_address(name[0]), number, local)
                 break
             except OSError as error:
                 errors.append(error)
@@ -346,7 +318,7 @@ class StackLoop(asyncio.BaseEventLoop):
         _refuse_socket(sock)
         if isinstance(ssl, bool):
             raise TypeError("ssl argument must be an SSLContext or None")
-        number = _port_number(port)
+        number = port_number(port)
         hosts = [host] if host is None or isinstance(host, (str, bytes)) else list(host)
         names: dict[IpAddress | None, SocketAddress] = {}
         for each in hosts:
@@ -408,7 +380,7 @@ class StackLoop(asyncio.BaseEventLoop):
         address, port = None, 0
         if local_addr is not None:
             address = (await self.resolve(local_addr[0], passive=True))[0]
-            port = _port_number(local_addr[1])
+            port = port_number(local_addr[1])
         unspecified = address in (None, ANY4, ANY6)
         try:
             udp = self.host.udp.bind(None if unspecified else address, port)
@@ -417,13 +389,13 @@ class StackLoop(asyncio.BaseEventLoop):
         if remote_addr is not None:
             remotes = await self.resolve(remote_addr[0])
             fitting = [each for each in remotes if family in (0, _family(each))]
-            udp.connect((fitting or remotes)[0], _port_number(remote_addr[1]))
+            udp.connect((fitting or remotes)[0], port_number(remote_addr[1]))
             if unspecified:
                 address = self.host.ip.source_for((fitting or remotes)[0])
         if address is None and family == socket.AF_INET6:
             address = ANY6
         protocol = protocol_factory()
-        transport = StackDatagramTransport(self, udp, protocol, address, _numeric_name)
+        transport = StackDatagramTransport(self, udp, protocol, address, numeric_name)
         transport.start()
         return transport, protocol
 
@@ -434,35 +406,6 @@ def _nothing() -> None:
 
 def _family(address: IpAddress) -> int:
     return socket.AF_INET if len(address) == 4 else socket.AF_INET6
-
-
-def _numeric(host: str) -> IpAddress | None:
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            return socket.inet_pton(family, host.partition("%")[0])
-        except OSError:
-            continue
-    return None
-
-
-def _packed(host: str) -> IpAddress:
-    packed = _numeric(host)
-    if packed is None:
-        raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not a numeric address")
-    return packed
-
-
-def _numeric_name(name: Any) -> tuple[IpAddress, int]:
-    return _packed(name[0]), int(name[1])
-
-
-def _port_number(port: Any) -> int:
-    if port is None or port == "":
-        return 0
-    try:
-        return int(port)
-    except ValueError:
-        raise socket.gaierror(socket.EAI_SERVICE, f"{port!r} is not a port number") from None
 
 
 def _refuse_socket(sock: Any) -> None:

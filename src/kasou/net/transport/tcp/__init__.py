@@ -89,8 +89,8 @@ Events, each at most once while undelivered:
                     TIME-WAIT says CLOSED when it enters it; nothing is left for the user to do)
 
 Reading order: `state`, `sequence`, `config`, `event`, `segment`, `send_buffer`, `receive_buffer`,
-`congestion`, `cubic`, `rto`, `scoreboard`, `rack`, `connection`, `options`, `recovery`, `arrives`,
-`output`, `timers`, `host`.
+`congestion`, `cubic`, `rto`, `scoreboard`, `rack`, `connection`, `options`, `recovery`,
+`acknowledgment`, `arrives`, `output`, `timers`, `host`.
 """
 
 from kasou.net.transport.tcp.config import TcpConfig

@@ -6,13 +6,13 @@ first to eighth. 3.10.7.1, CLOSED, is the host's, which knows that there is no c
 
 from __future__ import annotations
 
-from kasou.net.transport.tcp import options, recovery
-from kasou.net.transport.tcp.connection import Connection, Timer
+from kasou.net.transport.tcp import options
+from kasou.net.transport.tcp.acknowledgment import ack_now, acknowledge, challenge
+from kasou.net.transport.tcp.connection import Connection
 from kasou.net.transport.tcp.event import Event
-from kasou.net.transport.tcp.scoreboard import Sent
-from kasou.net.transport.tcp.sequence import MASK, is_before, unwrap
+from kasou.net.transport.tcp.sequence import is_before, unwrap
 from kasou.net.transport.tcp.state import MAY_RECEIVE, On, State
-from kasou.net.wire.tcp import ACK, CWR, ECE, FIN, RST, SYN, TcpSegment
+from kasou.net.wire.tcp import ACK, CWR, FIN, RST, SYN, TcpSegment
 
 _IDLE_TIMESTAMP = 24 * 24 * 3600 * 1_000_000_000
 """After so long without a segment TS.Recent says nothing (RFC 7323 5.5), ns."""
@@ -103,7 +103,7 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
         # Simultaneous open (3.5, figure 7): the SYN has been seen, the ACK is news.
         flags &= ~SYN
         seq += 1
-        _ack_now(c)
+        ack_now(c)
 
     # PAWS comes before the sequence check (RFC 7323 5.3).
     timestamps = s.timestamps
@@ -118,7 +118,7 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
         ):
             c.host.statistics.paws_dropped += 1
             _duplicate(c, seq, length)
-            _ack_now(c)
+            ack_now(c)
             return
 
     # first, check sequence number
@@ -134,12 +134,12 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
         # Otherwise two ends that disagree would answer each other for ever.
         if occupied or seq == c.rcv_nxt - 1 or c.host.may_challenge(now):
             _duplicate(c, seq, length)
-            _ack_now(c)
+            ack_now(c)
         # What it acknowledges is as true as ever: an ACK that was overtaken by data.
         if flags & ACK and not flags & SYN and seq < c.rcv_nxt and c.state in _DATA_STATES:
             ack = unwrap(s.acknowledgment, c.snd_una)
             if c.snd_una < ack <= c.snd_nxt:
-                _acknowledge(c, s, seq, ack, now)
+                acknowledge(c, s, seq, ack, now)
         return
     if timestamps is not None and c.timestamps and seq <= c.last_ack_sent:
         c.ts_recent, c.ts_recent_at = timestamps[0], now
@@ -147,7 +147,7 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
     # second, check the RST bit (RFC 5961 3.2)
     if flags & RST:
         if seq != c.rcv_nxt:
-            _challenge(c, now)
+            challenge(c, now)
         elif c.state is State.TIME_WAIT or (
             c.state is State.SYN_RECEIVED and c.listener is not None
         ):
@@ -159,7 +159,7 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
 
     # fourth, check the SYN bit (RFC 5961 4.2)
     if flags & SYN:
-        _challenge(c, now)
+        challenge(c, now)
         return
 
     # fifth, check the ACK field
@@ -171,7 +171,7 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
             c.host.reply_reset(c.local, c.remote, s)
             return
         _syn_acknowledged(c, s, seq, ack, now)
-    if not _acknowledge(c, s, seq, ack, now) or c.state in (State.CLOSED, State.TIME_WAIT):
+    if not acknowledge(c, s, seq, ack, now) or c.state in (State.CLOSED, State.TIME_WAIT):
         return
 
     # sixth, the URG bit: urgent data is in line (RFC 6093 6); seventh, text; eighth, FIN
@@ -180,7 +180,7 @@ def otherwise(c: Connection, s: TcpSegment, ecn: int, now: int) -> None:
             c.ece_due = False
         if ecn == _CONGESTION_EXPERIENCED:
             c.ece_due = True
-            _ack_now(c)
+            ack_now(c)
     if length or flags & FIN:
         _text(c, seq, payload, bool(flags & FIN), now)
 
@@ -195,17 +195,6 @@ _DATA_STATES = frozenset(
         State.LAST_ACK,
     }
 )
-
-
-def _ack_now(c: Connection) -> None:
-    c.ack_now = True
-    c.mark()
-
-
-def _challenge(c: Connection, now: int) -> None:
-    if c.host.may_challenge(now):
-        c.host.statistics.challenge_acks += 1
-        _ack_now(c)
 
 
 def _duplicate(c: Connection, seq: int, length: int) -> None:
@@ -224,119 +213,6 @@ def _syn_acknowledged(c: Connection, s: TcpSegment, seq: int, ack: int, now: int
     c.snd_wl1, c.snd_wl2 = seq, ack
     c.step(On.ACK_OF_SYN)
     _established(c)
-
-
-def _acknowledge(c: Connection, s: TcpSegment, seq: int, ack: int, now: int) -> bool:
-    """The fifth step's part for the synchronized states; False when the segment is dropped."""
-    if ack > c.snd_nxt:
-        if ack != c.probe_end:
-            _ack_now(c)
-            return False
-        c.scoreboard.send(c.snd_nxt, ack, now)  # the peer took the byte that probed its window
-        c.snd_nxt = ack
-    if ack < c.snd_una - c.max_snd_wnd:  # RFC 5961 5.2
-        _challenge(c, now)
-        return False
-    una = c.snd_una
-    board = c.scoreboard
-    delivered: list[Sent] = []
-    dsack: tuple[int, int] | None = None
-    n = ack - una
-    if n > 0:
-        retransmitted = board.retransmitted
-        delivered = board.acknowledge(ack)
-        c.snd_una = ack
-        buffer = c.send_buffer
-        buffer.acknowledge(min(ack, buffer.end))
-        c.retries = 0
-        c.probe_end = None
-        _measure(c, s, delivered, retransmitted, now)
-        if c.wants_room and 3 * (c.config.send_buffer - buffer.length) >= c.config.send_buffer:
-            c.wants_room = False
-            c.post(Event.WRITABLE)
-    else:
-        n = 0
-    if s.sack and c.sack:
-        dsack = _sacked(c, s, ack, delivered)
-    window = s.window << c.snd_scale
-    window_changed = False
-    if ack >= una and (c.snd_wl1 < seq or (c.snd_wl1 == seq and c.snd_wl2 <= ack)):
-        window_changed = window != c.snd_wnd
-        c.snd_wnd = window
-        c.snd_wl1, c.snd_wl2 = seq, ack
-        if window > c.max_snd_wnd:
-            c.max_snd_wnd = window
-    if c.timer is Timer.PERSIST:
-        c.retries = 0
-        if window_changed:
-            c.timer = None
-            c.rtt.shift = 0
-    elif not window:
-        c.retries = 0
-    if c.ecn and s.flags & ECE and ack > c.ecn_point and c.recovery_point is None:
-        c.ecn_point = c.snd_nxt
-        c.cwr_due = True
-        c.congestion.congested(board.outstanding, now)
-    if n or delivered or dsack or c.tlp_end is not None:
-        tsecr = s.timestamps[1] if s.timestamps is not None else None
-        recovery.acknowledged(c, delivered, n, dsack, tsecr, now)
-        if (n or delivered) and c.timer is not Timer.REORDERING:
-            recovery.arm(c, now)
-        c.mark()
-    elif window_changed:
-        c.mark()
-    elif not c.sack and board.outstanding and ack == una and not s.length:
-        recovery.duplicate_ack(c, now)
-    if n and c.fin_sequence is not None and ack > c.fin_sequence:
-        _fin_acknowledged(c, now)
-    return True
-
-
-def _fin_acknowledged(c: Connection, now: int) -> None:
-    c.step(On.ACK_OF_FIN)
-    if c.state is State.FIN_WAIT_2:
-        if c.discarding:
-            c.host.fin_wait_2(c)
-    elif c.state is State.TIME_WAIT:
-        c.host.time_wait(c, now)
-    else:
-        c.finish()
-
-
-def _measure(
-    c: Connection, s: TcpSegment, delivered: list[Sent], retransmitted: int, now: int
-) -> None:
-    if not retransmitted:
-        if delivered:
-            c.rtt.sample(now - delivered[0].sent_at, now)
-    elif c.timestamps and s.timestamps is not None and s.timestamps[1]:
-        elapsed = (c.timestamp(now) - s.timestamps[1]) & MASK
-        if elapsed < 1 << 20:  # an echo of something absurdly old is a forgery or a bug
-            c.rtt.sample(max(elapsed, 1) * 1_000_000, now)
-
-
-def _sacked(
-    c: Connection, s: TcpSegment, ack: int, delivered: list[Sent]
-) -> tuple[int, int] | None:
-    """Mark what the SACK blocks say; the D-SACK block if the first is one (RFC 2883 5)."""
-    dsack: tuple[int, int] | None = None
-    for i, (left, right) in enumerate(s.sack):
-        start, end = unwrap(left, ack), unwrap(right, ack)
-        if start >= end or end > c.snd_nxt:
-            continue
-        if i == 0 and (start < ack or _is_inside(c, s, start, end, ack)):
-            dsack = (start, end)
-            continue
-        if start >= c.snd_una:
-            delivered += c.scoreboard.sack(start, end)
-    return dsack
-
-
-def _is_inside(c: Connection, s: TcpSegment, start: int, end: int, ack: int) -> bool:
-    if len(s.sack) < 2:
-        return False
-    left, right = s.sack[1]
-    return unwrap(left, ack) <= start and end <= unwrap(right, ack)
 
 
 def _text(c: Connection, seq: int, payload: bytes | memoryview, fin: bool, now: int) -> None:

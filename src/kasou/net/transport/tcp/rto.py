@@ -29,10 +29,21 @@ class RttEstimator:
             self.rttvar += (abs(self.srtt - rtt) - self.rttvar) // 4
             self.srtt += (rtt - self.srtt) // 8
         self.shift = 0
-        wanted = self.srtt + max(_GRANULARITY, 4 * self.rttvar)
-        self.rto = min(max(wanted, self._config.min_rto), self._config.max_rto)
+        self._compute(self.srtt)
         if self.minimum is None or rtt <= self.minimum or now - self._minimum_at > 300_000_000_000:
             self.minimum, self._minimum_at = rtt, now
+
+    def _compute(self, srtt: int) -> None:
+        wanted = srtt + max(_GRANULARITY, 4 * self.rttvar)
+        self.rto = min(max(wanted, self._config.min_rto), self._config.max_rto)
+
+    def restore(self) -> None:
+        """The peer speaks again: what was backed off for a closed window says nothing of losses."""
+        self.shift = 0
+        if self.srtt is None:
+            self.rto = self._config.initial_rto
+        else:
+            self._compute(self.srtt)
 
     def back_off(self) -> None:
         """(5.5): the timer expired, double it."""
