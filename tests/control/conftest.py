@@ -39,9 +39,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("KASOU_HOME", str(home))
     yield home
     for vm in all_vms():  # what a failed test left running
-        if pid := vm.holder():
-            if pid != os.getpid():
-                os.kill(pid, 9)
+        if (pid := vm.holder()) and pid != os.getpid():
+            os.kill(pid, 9)
 
 
 class FakeVm:

@@ -58,7 +58,7 @@ def ago(then: float | None) -> str:
 class Patience:
     """Says on standard error what is being done, once it has taken two seconds.
 
-    A context manager; on a terminal the line is removed again when it is done.
+    A context manager, for terminals: the line is removed again when it is done.
     """
 
     SECONDS = 2.0
@@ -93,8 +93,6 @@ class Patience:
     def _print(self) -> None:
         if sys.stderr.isatty():
             print(f"\r\x1b[Kkasou: {self._text} ...", end="", file=sys.stderr, flush=True)
-        else:
-            print(f"kasou: {self._text} ...", file=sys.stderr, flush=True)
 
     def progress(self, text: str) -> None:
         """How far it is."""
