@@ -66,6 +66,7 @@ class Unpacked:
     def add_stanza(self, name: str, stanza: str) -> None:
         """A package without files, which counts as installed."""
         self.file(f"{INFO}/{name}.list", "/.\n")
+        self.file(f"{INFO}/{name}.md5sums", "")
         self._status.append(stanza)
 
     def file(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
