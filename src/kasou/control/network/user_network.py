@@ -210,7 +210,8 @@ class UserNetwork:
                     for name, port in self.ports.items()
                 },
                 "tcp": {name: getattr(tcp, name) for name in tcp.__slots__},
-                "relays": len(gateway.relays),
+                "relays": len(gateway.tcp.relays),
+                "nat": dict(gateway.tcp.counters),
                 "udp": dict(gateway.udp.counters),
                 "dns": dict(gateway.dns.counters),
                 "ip": dict(gateway.host.ip.counters),

@@ -8,8 +8,8 @@ advertiser and DNS.
 Nothing here opens a socket either: what the host must do is asked of an `Outside`, which
 `kasou.control.network` implements with sockets and a test with lists.
 
-Reading order: `config`, `forward` (what `-p` says), `egress` (what `--egress` says), `station` (a
-VM as the gateway sees it), `outside`, `dhcpv4`, `dhcpv6`, `names`, `dns`, `services`,
-`tcp_relay`, `udp_nat`, `ping_nat`, `gateway`, `capture`, `network` (switch, ports and gateway together), `lan`
-(for tests).
+Reading order: `config`, `plan` (what addresses mean), `forward` (what `-p` says), `egress` (what
+`--egress` says), `station` (a VM as the gateway sees it), `outside`, `dhcpv4`, `dhcpv6`, `names`,
+`dns`, `services`, `tcp_relay`, `tcp_nat`, `udp_nat`, `ping_nat`, `gateway`, `capture`, `network`
+(switch, ports and gateway together), `lan` (for tests).
 """

@@ -16,33 +16,31 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kasou.errors import ConfigError, LocalError
+from kasou.errors import ConfigError
 from kasou.net.gateway.config import GatewayConfig
 from kasou.net.gateway.dhcpv4 import Dhcpv4Server
 from kasou.net.gateway.dns import DnsForwarder
 from kasou.net.gateway.egress import Egress, EgressPolicy
-from kasou.net.gateway.forward import LOOPBACK4, Forward, Forwarded
+from kasou.net.gateway.forward import Forward, Forwarded
 from kasou.net.gateway.names import LocalNames
-from kasou.net.gateway.outside import Failure, HostListener, Outside, Stream
+from kasou.net.gateway.outside import Failure, HostListener, Outside
 from kasou.net.gateway.ping_nat import PingNat
+from kasou.net.gateway.plan import AddressPlan
 from kasou.net.gateway.services import serve_dhcpv4, serve_dhcpv6, serve_dns
 from kasou.net.gateway.station import Owners, Station
-from kasou.net.gateway.tcp_relay import TcpRelay
+from kasou.net.gateway.tcp_nat import TcpNat
 from kasou.net.gateway.udp_nat import UdpForward, UdpNat
 from kasou.net.network.advertiser import RouterAdvertiser
 from kasou.net.network.interface import Packet
 from kasou.net.network.ip import Echo
 from kasou.net.stack import Host
-from kasou.net.transport.tcp import Connection, Endpoint, Event, TcpConfig
+from kasou.net.transport.tcp import Endpoint, TcpConfig
 from kasou.net.wire.address import (
     ANY4,
     ANY6,
-    BROADCAST4,
     IpAddress,
     MacAddress,
     ip_text,
-    is_link_local,
-    is_loopback,
     is_multicast,
 )
 from kasou.net.wire.icmpv4 import Unreachable
@@ -52,10 +50,6 @@ from kasou.net.wire.ipv6 import Ipv6Header
 from kasou.net.wire.ndp import PrefixInformation, RouterAdvertisement
 from kasou.net.wire.udp import UdpDatagram
 from kasou.ports import Frame
-
-LOOPBACK6: IpAddress = bytes(15) + b"\1"
-MAX_OPENING = 512  # connections of one VM that wait for the host's side
-MAX_RELAYS = 4096  # of one VM
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,30 +112,21 @@ class Gateway:
         self.stations: dict[str, Station] = {}
         self.owners = Owners()
         self.forwards: list[OpenForward] = []
-        self.relays: dict[TcpRelay, Station | None] = {}
-        self._opening: dict[Connection, tuple[Stream, Station | None]] = {}
         self.host = host = _GatewayHost(rng, accept_any=True, tcp=tcp)
         ipv6 = config.network6 is not None
         self.interface = host.add_interface("lan", config.mac, config.mtu, ipv6=ipv6, router=True)
-        for address in (config.gateway4, config.dns4):
-            host.add_address(self.interface, address, config.network4.length)
-        self._own = {config.gateway4, config.dns4}
-        self._host_addresses = {config.gateway4}
-        for address6 in (config.gateway6, config.dns6):
-            if address6 is not None:
-                host.add_address(self.interface, address6, 64)
-                self._own.add(address6)
-        if config.gateway6 is not None:
-            self._host_addresses.add(config.gateway6)
-        gateways = [each for each in (config.gateway4, config.gateway6) if each is not None]
+        self.plan = plan = AddressPlan(config)
+        for address in plan.own:
+            length = config.network4.length if len(address) == 4 else 64
+            host.add_address(self.interface, address, length)
         names = LocalNames(
-            config.domain, gateways, self._addresses_of, self._name_at, self._is_local
+            config.domain, plan.gateways, self._addresses_of, self._name_at, plan.is_local
         )
         self.dhcpv4 = Dhcpv4Server(config, self._name_of)
         self.dns = DnsForwarder(outside, names, rng, self._name_denied)
         self.udp = UdpNat(outside, self._send_udp, self._udp_unreachable)
         self.pings = PingNat(outside, self._send_echo_reply)
-        host.tcp.on_unclaimed_syn = self._on_syn
+        self.tcp = TcpNat(host, outside, plan, self.owners.of, self._allowed, self._syn_failed)
         host.udp.on_unclaimed = self._on_datagram
         host.ip.on_echo = self._on_echo
         serve_dhcpv4(host, self.interface, self.dhcpv4)
@@ -149,7 +134,7 @@ class Gateway:
         if config.network6 is not None:
             serve_dhcpv6(host, self.interface, config)
             self.advertiser = RouterAdvertiser(self.interface, advertisement(config), rng, now)
-        for address in self._own:
+        for address in plan.own:
             serve_dns(host, address, self.dns, self.owners.of)
 
     # ------------------------------------------------------------------ VMs
@@ -173,13 +158,7 @@ class Gateway:
         """A VM left: its forwards, connections and flows end."""
         for opened in [each for each in self.forwards if each.station is station]:
             self.remove_forward(opened)
-        for relay in [each for each, owner in self.relays.items() if owner is station]:
-            relay.abort()
-        for connection, (stream, owner) in list(self._opening.items()):
-            if owner is station:
-                del self._opening[connection]
-                stream.abort()
-                connection.ignore()
+        self.tcp.forget(station)
         self.udp.forget(station)
         self.pings.forget(station)
         self.dns.forget(station)
@@ -197,7 +176,9 @@ class Gateway:
             opened._listener = self.outside.listen(
                 forward.host,
                 forward.host_port,
-                lambda stream, address, port: self._accepted(opened, stream, (address, port)),
+                lambda stream, address, port: self.tcp.accepted(
+                    forward, station, stream, (address, port)
+                ),
             )
             opened.port = opened._listener.port
         self.forwards.append(opened)
@@ -215,8 +196,7 @@ class Gateway:
         """End everything; guests' connections are reset."""
         for station in list(self.stations.values()):
             self.remove_station(station)
-        for relay in list(self.relays):
-            relay.abort()
+        self.tcp.close()
         self.udp.close()
         self.pings.close()
 
@@ -276,37 +256,10 @@ class Gateway:
             return True
         if source in (ANY4, ANY6):
             return True
-        if source in self._own or not self._is_guests(source):
+        if not self.plan.is_guests(source):
             station.spoofed += 1
             return False
         return self.owners.claim(station, source)
-
-    def _is_guests(self, address: IpAddress) -> bool:
-        if len(address) == 4:
-            return address in self.config.network4
-        if len(address) != 16:
-            return False
-        return is_link_local(address) or self._is_local(address)
-
-    def _is_local(self, address: IpAddress) -> bool:
-        network6 = self.config.network6
-        return address in self.config.network4 or (network6 is not None and address in network6)
-
-    def _host_address(self, destination: IpAddress) -> IpAddress | None:
-        """Where the host finds what the guest calls `destination`; None: nowhere."""
-        if destination in self._host_addresses:
-            if not self.config.host_access:
-                return None
-            return LOOPBACK4 if len(destination) == 4 else LOOPBACK6
-        if self._is_local(destination) or destination in self._own or is_link_local(destination):
-            return None
-        if is_loopback(destination) or is_multicast(destination) or destination[0] == 0:
-            return None
-        if destination == BROADCAST4 or (len(destination) == 4 and destination[0] >= 240):
-            return None
-        if destination[:12] == bytes(10) + b"\xff\xff":  # IPv4-mapped: another way to 127.0.0.1
-            return None
-        return destination
 
     def _allowed(
         self, station: Station | None, protocol: str, destination: IpAddress, port: int
@@ -317,7 +270,7 @@ class Gateway:
         policy = station.egress.policy
         if policy.everything or station.egress.allows(destination, self.host.now):
             return True
-        if destination in self._host_addresses and policy.host:
+        if destination in self.plan.gateways and policy.host:
             return True
         station.egress.denied += 1
         target = f"{ip_text(destination)}:{port}" if port else ip_text(destination)
@@ -349,83 +302,6 @@ class Gateway:
     def _name_of(self, mac: MacAddress) -> str | None:
         return next((name for name, each in self.stations.items() if each.mac == mac), None)
 
-    # ------------------------------------------------------------------ TCP
-
-    def _on_syn(self, connection: Connection) -> None:
-        """A guest wants to connect to somewhere."""
-        destination, port = connection.local
-        station = self.owners.of(connection.remote.address)
-        host_address = self._host_address(destination)
-        if host_address is None:
-            if destination in self._own:
-                connection.refuse()
-            else:
-                self._tcp_unreachable(connection, Failure.UNREACHABLE)
-            return
-        if not self._allowed(station, "tcp", destination, port):
-            connection.refuse()
-            return
-        mine = sum(owner is station for _, owner in self._opening.values())
-        if mine >= MAX_OPENING or len(self.relays) >= MAX_RELAYS * max(1, len(self.stations)):
-            connection.ignore()
-            return
-        stream = self.outside.connect(host_address, port)
-        self._opening[connection] = stream, station
-        stream.on_connected = lambda failure: self._connected(connection, failure)
-        connection.on_event = self._gave_up
-
-    def _gave_up(self, connection: Connection, event: Event) -> None:
-        """The guest reset its SYN before the host's side was open."""
-        if event is Event.CLOSED and connection in self._opening:
-            self._opening.pop(connection)[0].abort()
-
-    def _connected(self, connection: Connection, failure: Failure | None) -> None:
-        opening = self._opening.pop(connection, None)
-        if opening is None:
-            return
-        stream, station = opening
-        connection.on_event = None
-        if failure is None:
-            self._relay(connection, stream, station)
-            connection.accept()
-            return
-        stream.abort()
-        if failure is Failure.REFUSED:
-            connection.refuse()
-        else:
-            self._tcp_unreachable(connection, failure)
-
-    def _tcp_unreachable(self, connection: Connection, failure: Failure) -> None:
-        """Tell the guest by ICMP, about its SYN."""
-        header = connection.first_header
-        connection.ignore()
-        self._report(connection.remote, connection.local, Protocol.TCP, header, failure)
-
-    def _accepted(self, opened: OpenForward, stream: Stream, client: tuple[IpAddress, int]) -> None:
-        """A client of the host connected to a forwarded port."""
-        station, forward = opened.station, opened.forward
-        guest = Endpoint(station.address4, forward.guest_port)
-        local = Endpoint(self.config.gateway4, 0)
-        keeps = forward.keep_source and len(client[0]) == 4 and not is_loopback(client[0])
-        if keeps and not self._is_local(client[0]):
-            local = Endpoint(*client)
-        try:
-            connection = self.host.tcp.connect(local, guest, self.host.now)
-        except LocalError:
-            try:
-                connection = self.host.tcp.connect(Endpoint(local.address, 0), guest, self.host.now)
-            except LocalError:
-                stream.abort()
-                return
-        self._relay(connection, stream, station)
-
-    def _relay(self, connection: Connection, stream: Stream, station: Station | None) -> None:
-        relay = TcpRelay(connection, stream, self._relay_done)
-        self.relays[relay] = station
-
-    def _relay_done(self, relay: TcpRelay) -> None:
-        self.relays.pop(relay, None)
-
     # ------------------------------------------------------------------ UDP and ICMP
 
     def _on_datagram(self, datagram: UdpDatagram, packet: Packet, now: int) -> bool:
@@ -435,9 +311,9 @@ class Gateway:
             return True
         if is_multicast(packet.destination) or packet.destination in self.interface.broadcasts:
             return True
-        host_address = self._host_address(packet.destination)
+        host_address = self.plan.host_address(packet.destination)
         if host_address is None:
-            if packet.destination in self._own:
+            if packet.destination in self.plan.own:
                 return False
             self.host.ip.report(packet, Unreachable.HOST, Unreachable6.ADDRESS, now)
             return True
@@ -445,7 +321,7 @@ class Gateway:
         if not self._allowed(station, "udp", packet.destination, datagram.destination_port):
             code4 = Unreachable.ADMINISTRATIVELY_PROHIBITED
             code6 = Unreachable6.ADMINISTRATIVELY_PROHIBITED
-            self.host.ip.report(packet, code4, code6, now, self._own_address(packet.source))
+            self.host.ip.report(packet, code4, code6, now, self.plan.own_address(packet.source))
             return True
         self.udp.receive(station, guest, peer, host_address, datagram.payload, now)
         return True
@@ -461,6 +337,9 @@ class Gateway:
     ) -> None:
         header = UdpDatagram(guest[1], peer[1], b"").emit(guest[0], peer[0])
         self._report(guest, peer, Protocol.UDP, header, failure)
+
+    def _syn_failed(self, guest: Endpoint, peer: Endpoint, header: bytes, failure: Failure) -> None:
+        self._report(guest, peer, Protocol.TCP, header, failure)
 
     def _report(
         self,
@@ -480,7 +359,7 @@ class Gateway:
         view = memoryview(quoted)
         packet = Packet(source, destination, protocol, view, view, header, True)
         code4, code6 = Unreachable.HOST, Unreachable6.ADDRESS
-        origin: IpAddress | None = self._own_address(source)
+        origin: IpAddress | None = self.plan.own_address(source)
         if failure is Failure.REFUSED:
             code4, code6, origin = Unreachable.PORT, Unreachable6.PORT, destination
         elif failure is Failure.PROHIBITED:
@@ -488,11 +367,8 @@ class Gateway:
             code6 = Unreachable6.ADMINISTRATIVELY_PROHIBITED
         self.host.ip.report(packet, code4, code6, self.host.now, origin)
 
-    def _own_address(self, guest: IpAddress) -> IpAddress | None:
-        return self.config.gateway4 if len(guest) == 4 else self.config.gateway6
-
     def _on_echo(self, echo: Echo, now: int) -> None:
-        host_address = self._host_address(echo.destination)
+        host_address = self.plan.host_address(echo.destination)
         station = self.owners.of(echo.source)
         guest, peer = (echo.source, 0), (echo.destination, 0)
         protocol = Protocol.ICMP if len(echo.source) == 4 else Protocol.ICMPV6

@@ -120,7 +120,7 @@ def test_each_half_closes_by_itself() -> None:
     stream.arrive(b"answer", b"")
     lan.run(lambda: stream.is_closed)
     assert read(connection) == b"answer" and connection.remote_closed
-    assert not stream.is_aborted and not lan.network.gateway.relays
+    assert not stream.is_aborted and not lan.network.gateway.tcp.relays
 
 
 def test_the_host_may_end_first() -> None:
@@ -146,7 +146,7 @@ def test_resets_pass_both_ways() -> None:
     connection, stream = opened(lan, guest)
     stream.is_broken = True
     lan.settle()
-    assert connection.error is Event.RESET and not lan.network.gateway.relays
+    assert connection.error is Event.RESET and not lan.network.gateway.tcp.relays
 
 
 def test_a_host_that_takes_nothing_holds_the_guest_back() -> None:

@@ -11,6 +11,7 @@ from kasou.net.gateway.dhcpv4 import Dhcpv4Server
 from kasou.net.gateway.dhcpv6 import Dhcpv6Server
 from kasou.net.gateway.lan import FakeStream, Guest, Lan
 from kasou.net.gateway.outside import Failure
+from kasou.net.gateway.plan import AddressPlan
 from kasou.net.transport.tcp import Endpoint
 from kasou.net.wire.address import ANY4, BROADCAST, BROADCAST4, ip, ip_text, mac
 from kasou.net.wire.dhcpv4 import DhcpOption, DhcpType, Dhcpv4, parse_dhcpv4
@@ -351,3 +352,16 @@ def test_what_is_no_query() -> None:
     forwarder.receive(chaos.to_wire(), None, False, replies.append, 0)
     codes = [dns.message.from_wire(each).rcode() for each in replies]
     assert dns.rcode.NOTIMP in codes and lan.outside.sockets == []
+
+
+def test_what_addresses_mean() -> None:
+    plan = AddressPlan(GatewayConfig())
+    meant = {
+        "10.0.2.2": "127.0.0.1", "fd00::2": "::1", "1.1.1.1": "1.1.1.1", "192.168.1.1": "192.168.1.1",
+        "2001:db8::1": "2001:db8::1", "64:ff9b::101:101": "64:ff9b::101:101",
+        "10.0.2.3": None, "10.0.2.99": None, "fd00::99": None, "fe80::1": None, "127.0.0.1": None,
+        "::1": None, "::": None, "::ffff:127.0.0.1": None, "0.0.0.0": None, "224.0.0.1": None,
+        "ff02::1": None, "255.255.255.255": None, "250.1.1.1": None,
+    }  # fmt: skip
+    for guest, host in meant.items():
+        assert plan.host_address(ip(guest)) == (None if host is None else ip(host)), guest
