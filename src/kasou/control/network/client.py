@@ -62,6 +62,10 @@ class JoinedPort:
         """`NetworkClient.remove_forward` of this VM's."""
         self._client.remove_forward(self, opened)
 
+    def reset_connections(self) -> None:
+        """`NetworkClient.reset_connections` of this VM's."""
+        self._client.reset_connections()
+
 
 class NetworkClient:
     """A VM's membership. `connect` opens a socket to the network, raising `KasouError` or `OSError`."""
@@ -126,6 +130,10 @@ class NetworkClient:
             place = port.forwards.index(opened)
             self._ask({"remove_forward": place})
             port.forwards.remove(opened)
+
+    def reset_connections(self) -> None:
+        """The VM went back to an earlier moment; see `UserNetwork.reset_connections`."""
+        self._ask({"reset_connections": None})
 
     def capture(
         self, name: str, sink: ByteSink, *, snap_bytes: int = 0, whole: bool = False

@@ -9,7 +9,7 @@ are reset and its forwards closed.
     {"id": 1, "ok": {"address": "10.0.2.15", "forwards": [["127.0.0.1:8080:80/tcp", 8080]]}}
     {"id": 2, "add_forward": "0:22"}       {"id": 2, "error": ["HostError", "TCP ... in use"]}
     {"id": 3, "remove_forward": 0}         (its place in the list)
-    {"id": 4, "statistics": null}
+    {"id": 4, "reset_connections": null}   {"id": 5, "statistics": null}
 """
 
 from __future__ import annotations
@@ -147,6 +147,8 @@ class _Member:
             with contextlib.suppress(IndexError, TypeError):
                 network.remove_forward(port, port.forwards[request["remove_forward"]])
             return None
+        if "reset_connections" in request:
+            return network.reset_connections(port)
         if "statistics" in request:
             return network.statistics()
         raise ConfigError(f"a network socket knows no request {sorted(map(str, request))}")

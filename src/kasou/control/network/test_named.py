@@ -104,6 +104,7 @@ def test_members_reach_one_another_and_the_host(
     stop()
     assert talks[0].received == data
     assert len(list(parse_pcapng(bytes(file)))) > 10
+    ports[0].reset_connections()
     assert clients[0].statistics()["ports"]["vm1"]["address"] == "10.0.2.16"
 
 

@@ -265,6 +265,22 @@ def test_a_vm_leaves_while_it_talks(network: UserNetwork, guest: StackGuest) -> 
     guest.port.send([Frame(bytes(60))])  # too late, and harmless
 
 
+def test_a_vm_that_went_back_finds_its_connections_gone_and_opens_new_ones(
+    network: UserNetwork, guest: StackGuest
+) -> None:
+    number = serve(echo)
+    old = guest.connect("10.0.2.2", number)
+    old.send(b"x")
+    guest.run(lambda: old.received == b"x")
+    network.reset_connections(guest.port)  # type: ignore[arg-type]
+    old.send(b"y")
+    guest.run(lambda: Event.CLOSED in old.events)
+    assert old.connection.error is Event.RESET
+    new = guest.connect("10.0.2.2", number)
+    new.send(b"z")
+    guest.run(lambda: new.received == b"z")
+
+
 def test_closing_ends_the_thread_and_the_forwards() -> None:
     network = UserNetwork()
     port = network.add_port("vm", MAC, forwards=["0:22"])

@@ -78,6 +78,10 @@ class UserPort:
         """`UserNetwork.remove_forward` of this VM's."""
         self._network.remove_forward(self, opened)
 
+    def reset_connections(self) -> None:
+        """`UserNetwork.reset_connections` of this VM's."""
+        self._network.reset_connections(self)
+
 
 class UserNetwork:
     """See the module. `seed` makes the network's random choices repeatable."""
@@ -166,6 +170,15 @@ class UserNetwork:
             if mine is not None:
                 port.forwards.remove(mine)
                 self._network.gateway.remove_forward(mine)
+        self._sockets.wake()
+
+    def reset_connections(self, port: UserPort) -> None:
+        """The VM went back to an earlier moment: end what its connections to the host have become.
+
+        Its forwards, address and rules stay; the guest learns of it when it next sends.
+        """
+        with self._lock:
+            self._network.gateway.reset_connections(port.port.station)
         self._sockets.wake()
 
     def capture(

@@ -158,13 +158,17 @@ class Gateway:
         """A VM left: its forwards, connections and flows end."""
         for opened in [each for each in self.forwards if each.station is station]:
             self.remove_forward(opened)
+        self.reset_connections(station)
+        self.owners.release(station)
+        self.dhcpv4.release(station.mac)
+        del self.stations[station.name]
+
+    def reset_connections(self, station: Station) -> None:
+        """End the connections, flows and queries of a VM that stays."""
         self.tcp.forget(station)
         self.udp.forget(station)
         self.pings.forget(station)
         self.dns.forget(station)
-        self.owners.release(station)
-        self.dhcpv4.release(station.mac)
-        del self.stations[station.name]
 
     def add_forward(self, forward: Forward, station: Station) -> OpenForward:
         """Open a port of the host that leads to `station`. Raises `HostError`."""

@@ -5,6 +5,8 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kasou.net.gateway.config import GatewayConfig
 from kasou.net.gateway.dhcpv4 import Dhcpv4Server
@@ -365,3 +367,27 @@ def test_what_addresses_mean() -> None:
     }  # fmt: skip
     for guest, host in meant.items():
         assert plan.host_address(ip(guest)) == (None if host is None else ip(host)), guest
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_no_message_makes_the_forwarder_fall(data: st.DataObject) -> None:
+    lan = Lan()
+    lan.outside.servers = [UPSTREAM]
+    forwarder = lan.network.gateway.dns
+    kind = data.draw(st.sampled_from(["A", "AAAA", "PTR", "ANY", "TXT", "OPT", "TSIG", "RRSIG"]))
+    name = data.draw(st.sampled_from(["vm", "example.org", "1.2.0.10.in-addr.arpa", "."]))
+    wire = bytearray(
+        dns.message.make_query(name, kind, use_edns=data.draw(st.booleans())).to_wire()
+    )
+    for _ in range(data.draw(st.integers(0, 5))):
+        wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+    tail = data.draw(st.binary(max_size=30))
+    forwarder.receive(bytes(wire) + tail, None, False, lambda answer: None, 0)
+    for socket in lan.outside.sockets:
+        reply = bytearray(socket.sent[-1][0])
+        reply[2] |= 0x80
+        if len(reply) > 12:
+            reply[data.draw(st.integers(2, len(reply) - 1))] = data.draw(st.integers(0, 255))
+        socket.arrive(bytes(reply) + tail, UPSTREAM, 53)
+    lan.settle()
