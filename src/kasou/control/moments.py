@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kasou.control import disks, snapshots
 from kasou.control import operations as op
-from kasou.control.assembly import Handlers, Origin
+from kasou.control.assembly import Handlers, Origin, mac_address
 from kasou.control.snapshots import Settings, describe_machine
 from kasou.control.start import await_ready
 from kasou.control.vm_config import VmConfig
@@ -215,6 +215,7 @@ class Moments:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 parent=self.vm.config.name,
                 ports=(),  # the host's ports are taken
+                mac=self._mac(name),
                 ephemeral=ephemeral,
                 held=ephemeral,
             )
@@ -227,6 +228,13 @@ class Moments:
             self._link_boot_files(directory, config)
             return directory
         raise problem or ConfigError("no name for the fork")
+
+    def _mac(self, name: str) -> str | None:
+        """The fork's address: another one where it meets us, ours on a network of its own."""
+        config = self.vm.config
+        if config.network is None:
+            return config.mac
+        return mac_address(name, config.created, config.seed, config.network)
 
     def _link_boot_files(self, directory: VmDirectory, config: VmConfig) -> None:
         """Kernel and initrd that lie in our directory become links in the fork's."""
