@@ -1,5 +1,6 @@
 """The network with real sockets, all on 127.0.0.1."""
 
+import contextlib
 import random
 import select
 import socket
@@ -49,7 +50,7 @@ def serve(handle: Callable[[socket.socket], None]) -> int:
 
 
 def echo(connection: socket.socket) -> None:
-    with connection:
+    with connection, contextlib.suppress(ConnectionError):
         while data := connection.recv(65536):
             connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
