@@ -15,6 +15,11 @@ from kasou.cli.output import Json, Name, print_columns, print_json, say
 commands = typer.Typer()
 port = typer.Typer(help="Ports of the host that lead into a VM.", no_args_is_help=True)
 commands.add_typer(port, name="port")
+net = typer.Typer(
+    help="Named networks, on which VMs reach one another: launch --network NAME.",
+    no_args_is_help=True,
+)
+commands.add_typer(net, name="net")
 
 Spec = Annotated[str, typer.Argument(metavar="[ADDR:]HOST:GUEST[/udp]", help="As for -p.")]
 
@@ -117,4 +122,43 @@ def capture(
         asyncio.run(work())
     except (KeyboardInterrupt, BrokenPipeError):
         return 0
+    return 0
+
+
+@net.command("ls")
+def list_networks(json: Json = False) -> int:
+    """List the named networks that run, and the VMs on them."""
+    from kasou.cli.machines import look
+    from kasou.control.network.named import networks
+
+    members: dict[str, list[str]] = {name: [] for name in networks()}
+    for vm in asyncio.run(look()):
+        if vm.network in members and vm.pid:
+            members[vm.network].append(vm.name)
+    if json:
+        print_json([{"name": name, "vms": vms} for name, vms in members.items()])
+    elif members:
+        print_columns(("NAME", "VMS"), [(name, " ".join(vms)) for name, vms in members.items()])
+    else:
+        print("no networks run; kasou launch --network NAME starts one")
+    return 0
+
+
+@net.command("start")
+def start_network(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called.")],
+    linger: Annotated[
+        float, typer.Option(metavar="SECONDS", help="It ends so long after its last member.")
+    ] = 3600.0,
+    json: Json = False,
+) -> int:
+    """Start a named network before its first VM does."""
+    from kasou.control.network.named import is_running, start
+
+    if not 0 < linger <= 1e8:
+        raise UsageError(f"--linger {linger:g}: more than 0")
+    if not is_running(name):
+        start(name, linger)
+    if json:
+        print_json({"name": name})
     return 0
