@@ -123,20 +123,15 @@ def machine_id(config: VmConfig) -> str:
     return uuid.uuid4().hex
 
 
-def preload() -> None:
-    """Import and load what every machine needs, so that processes forked from this one have it."""
+def preload(networked: bool = True) -> None:
+    """Import and load what a VM needs, so that processes forked from this one have it."""
     import asyncio  # noqa: F401
 
-    import kasou.control.server
-    import kasou.machine.machine
-    import kasou.machine.state
-    import kasou.storage.create
-    import kasou.storage.disk
-    import kasou.vmm.fork
-    import kasou.vmm.snapshot  # noqa: F401
     from kasou.engine import interpreter, object_cache
 
     assert interpreter
+    if networked:
+        pass
     object_cache.load()
 
 

@@ -36,7 +36,7 @@ def main() -> None:
         from kasou.vmm.zygote import Zygote
 
         config = directory.read_config()
-        preload()
+        preload(config.networked)
         zygote = Zygote()
         origin = None
         if snapshot:

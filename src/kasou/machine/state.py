@@ -10,6 +10,8 @@ import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import kasou.devices.virtio.console
+import kasou.devices.virtio.net  # noqa: F401  (their kinds of state are found by name)
 from kasou.devices.register import check_version
 from kasou.errors import ConfigError
 from kasou.guest.sbi import HartStatus

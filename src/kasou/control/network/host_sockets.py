@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from kasou.net.gateway.outside import Accepted, Datagram, EchoReply, Failure
 from kasou.net.wire.address import IpAddress, ip_text
 
 _BATCH = 64
+_DESCRIPTORS = 65536
 _MAX_PIECES = 64  # of one sendmsg; the kernel's limit is 1024
 _IP_RECVERR, _IPV6_RECVERR = 11, 25  # Linux's; the socket module does not name them
 _MSG_ERRQUEUE = getattr(socket, "MSG_ERRQUEUE", 0)
@@ -28,6 +30,15 @@ _FAILURES = {
     errno.EACCES: Failure.PROHIBITED,
     errno.EPERM: Failure.PROHIBITED,
 }
+
+
+def allow_descriptors() -> None:
+    """Every connection of a guest is a descriptor here; 1,024, the usual start, are soon used up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _failure(number: int) -> Failure:
@@ -48,6 +59,7 @@ class HostSockets(Reactor):
 
     def __init__(self) -> None:
         super().__init__()
+        allow_descriptors()
         self._resolver = Resolver(self.post)
         self.spare = _spare()
         self._pings_refused: set[bool] = set()

@@ -1,7 +1,7 @@
 """Named networks of this user: one process each, found by a socket, started when it is first joined.
 
     $XDG_RUNTIME_DIR/kasou/networks/NAME.sock    where members join
-    $XDG_RUNTIME_DIR/kasou/networks/NAME.lock    held by the network's process while it lives
+    $XDG_RUNTIME_DIR/kasou/networks/NAME.lock    held by the network's process, with its number
 
 `python -m kasou.control.network.named NAME [SECONDS]` is that process. Without being asked to stay it
 ends `LINGER_S` after its last member has left.
@@ -22,6 +22,7 @@ from pathlib import Path
 from kasou.control import socket_path
 from kasou.control.network.client import NetworkClient
 from kasou.errors import ConfigError, HostError
+from kasou.net.gateway.config import GatewayConfig
 from kasou.paths import runtime_directory, state_directory
 
 LINGER_S = 60.0
@@ -95,7 +96,26 @@ def start(name: str, linger_s: float = LINGER_S) -> None:
     raise HostError(f"network {name}: its process did not start; {log} says why ({path})")
 
 
-def serve(name: str, linger_s: float | None = LINGER_S) -> None:
+def stop(name: str) -> None:
+    """End network `name` and wait until it has; its VMs find their wire dead. Raises `ConfigError`."""
+    lock = socket_of(name).with_suffix(".lock")
+    try:
+        process = int(lock.read_text()) if is_running(name) else 0
+    except (OSError, ValueError):
+        process = 0
+    if not process:
+        raise ConfigError(f"network {name}: does not run")
+    os.kill(process, signal.SIGTERM)
+    end = time.monotonic() + START_S
+    while is_running(name):
+        if time.monotonic() > end:
+            raise HostError(f"network {name}: process {process} does not end")
+        time.sleep(0.02)
+
+
+def serve(
+    name: str, linger_s: float | None = LINGER_S, config: GatewayConfig | None = None
+) -> None:
     """Be the process of network `name` until nobody is left (None: until SIGTERM or SIGINT).
 
     Raises `HostError` when another process is.
@@ -111,14 +131,17 @@ def serve(name: str, linger_s: float | None = LINGER_S) -> None:
         os.close(lock)
         raise HostError(f"network {name}: runs already") from None
 
-    def stop(*_: object) -> None:
+    os.truncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+
+    def end(*_: object) -> None:
         raise SystemExit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, end)
     server = None
     try:
-        server = NetworkServer(socket_path.bound(path), UserNetwork())
+        server = NetworkServer(socket_path.bound(path), UserNetwork(config))
         if linger_s is None:
             while True:
                 signal.pause()

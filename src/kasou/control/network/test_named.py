@@ -1,7 +1,6 @@
 """A named network: the codec, members in this process, and a process of its own."""
 
 import os
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -215,6 +214,8 @@ def test_a_network_ends_when_it_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         finally:
             os._exit(1)
     eventually(lambda: named.is_running("lab"))
-    os.kill(process, signal.SIGTERM)
+    named.stop("lab")
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     assert not named.socket_of("lab").exists()
+    with pytest.raises(ConfigError, match="does not run"):
+        named.stop("lab")
