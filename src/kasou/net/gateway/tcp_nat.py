@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from kasou.errors import LocalError
-from kasou.net.gateway.forward import Forward
+from kasou.net.gateway.forward import LOOPBACK4, Forward
 from kasou.net.gateway.outside import Failure, Outside, Stream
-from kasou.net.gateway.plan import AddressPlan
+from kasou.net.gateway.plan import LOOPBACK6, AddressPlan
 from kasou.net.gateway.station import Station
 from kasou.net.gateway.tcp_relay import TcpRelay
 from kasou.net.stack import Host
@@ -70,10 +70,27 @@ class TcpNat:
             self.counters["overflowed"] += 1
             connection.ignore()
             return
+        connection.on_event = self._gave_up
+        self._open(connection, host_address, station)
+
+    def _open(
+        self, connection: Connection, host_address: IpAddress, station: Station | None
+    ) -> None:
+        port = connection.local.port
         stream = self._outside.connect(host_address, port)
         self._opening[connection] = stream, station
-        stream.on_connected = lambda failure: self._connected(connection, failure)
-        connection.on_event = self._gave_up
+
+        def connected(failure: Failure | None) -> None:
+            if failure is Failure.REFUSED and host_address == LOOPBACK6:
+                # many servers of the host listen on 127.0.0.1 alone; it is the same host
+                opening = self._opening.pop(connection, None)
+                if opening is not None:
+                    stream.abort()
+                    self._open(connection, LOOPBACK4, station)
+            else:
+                self._connected(connection, failure)
+
+        stream.on_connected = connected
 
     def _is_full(self, station: Station | None) -> bool:
         opening = sum(owner is station for _, owner in self._opening.values())

@@ -485,7 +485,10 @@ def test_a_guest_configures_itself_by_router_advertisement_and_reaches_out() -> 
     lan.settle()
     assert stream.sent == b"six"
     connect(lan, guest, ip("fd00::2"), 8000)
-    assert lan.outside.streams[-1].address == ip("::1")
+    stream = lan.outside.streams[-1]
+    assert stream.address == ip("::1") and stream.on_connected is not None
+    stream.on_connected(Failure.REFUSED)
+    assert lan.outside.streams[-1].address == ip("127.0.0.1") and stream.is_aborted
     replies: list[Echo] = []
     guest.host.ping(ip("fd00::2"), 1, 1, b"six", replies.append)
     lan.settle()
