@@ -6,6 +6,7 @@ The one place where storage, network and machine meet.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import random
 import uuid
 from collections.abc import Callable, Mapping
@@ -123,15 +124,21 @@ def machine_id(config: VmConfig) -> str:
     return uuid.uuid4().hex
 
 
+PRELOADED = (
+    "asyncio", "kasou.control.moments", "kasou.control.server", "kasou.control.vsock_tunnel",
+    "kasou.guest.agent.client", "kasou.machine.machine", "kasou.machine.state",
+    "kasou.devices.virtio.p9", "kasou.storage.create", "kasou.storage.disk", "kasou.vmm.fork",
+    "kasou.vmm.snapshot", "kasou.engine.interpreter",
+)  # fmt: skip
+PRELOADED_FOR_NETWORK = ("kasou.control.vm_network", "kasou.control.network")
+
+
 def preload(networked: bool = True) -> None:
     """Import and load what a VM needs, so that processes forked from this one have it."""
-    import asyncio  # noqa: F401
+    from kasou.engine import object_cache
 
-    from kasou.engine import interpreter, object_cache
-
-    assert interpreter
-    if networked:
-        pass
+    for module in PRELOADED + (PRELOADED_FOR_NETWORK if networked else ()):
+        importlib.import_module(module)
     object_cache.load()
 
 
