@@ -44,6 +44,8 @@ def segment(frame: Frame) -> list[Frame]:
     smallest = 20 if gso.kind.startswith("tcp") else 8
     if not network + 20 <= start or start + smallest > gso.headers:
         raise ParseError(f"{gso} with its transport header at {start}")
+    if frame.csum[1] != (6 if gso.kind == "udp" else 16):
+        raise ParseError(f"{gso} with its checksum at {frame.csum[1]} of the transport header")
     payload = memoryview(data)[gso.headers :]
     pieces = [payload[at : at + gso.size] for at in range(0, len(payload), gso.size)] or [payload]
     total = len(data) - start  # transport length that the pseudo-header sum in the field counts
