@@ -15,6 +15,7 @@ a warning says so. What cannot be verified is never used.
 
 import hashlib
 import io
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ INSTALLER_RISCV64 = "main/debian-installer/binary-riscv64"
 OTHER_INDICES = ("main/binary-amd64", "main/binary-arm64")
 BUSYBOX = "busybox-static"
 UDEBS = ("scsi-modules", "ext4-modules")
+DRIVERS = re.compile(r"/kernel/(drivers/block|fs|lib|crypto|arch)/.*\.ko")
+"""Where in a kernel's package their modules are, and what those need."""
 
 AT_BOOT = ("virtio_mmio", "virtio_rng", "virtio_blk")
 ON_DEMAND = ("crc32c_generic", "ext4")
@@ -165,13 +168,25 @@ def _release(installer: Mapping[str, Entry]) -> str:
 
 
 def _disk_drivers(archive: Archive, parts: Parts, release: str) -> dict[str, bytes]:
-    """Modules from the installer's optional packages; without them the guest has no disks."""
+    """Modules from the installer's optional packages, or from the whole kernel's where those have gone.
+
+    Mirrors drop the former earlier than the installer that needs them. Without both the guest has no
+    disks.
+    """
     drivers: dict[str, bytes] = {}
     try:
         for udeb in UDEBS:
             package = _found(archive, INSTALLER_RISCV64, f"{udeb}-{release}-di")
             drivers |= read_deb(_fetch(archive, parts, package), lambda name: ".ko" in name)
-    except HostError as problem:
+        return drivers
+    except HostError as error:
+        problem = error
+    try:
+        package = _found(archive, RISCV64, f"linux-image-{release}")
+        archive.report.step(f"fetching {package.name} for its drivers ({problem})")
+        path = _fetch(archive, parts, package)
+        return read_deb(path, lambda name: DRIVERS.search(name) is not None)
+    except HostError:
         archive.report.warn(str(problem))
         parts.missing = NO_DISK
     return drivers

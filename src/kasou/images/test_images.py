@@ -189,6 +189,36 @@ def test_no_index_that_fits(mirror: str) -> None:
         images.pull("debian:minimal", mirror, Silent())
 
 
+def test_disk_drivers_from_the_whole_kernel(mirror: str) -> None:
+    root = Path(mirror.removeprefix("file://"))
+    name = f"linux-image-{RELEASE}"
+    deb = make_deb(
+        {
+            f"{MODULES}/drivers/block/virtio_blk.ko": make_module("virtio_blk"),
+            f"{MODULES}/fs/ext4/ext4.ko": make_module("ext4", "mbcache", "fs-ext4"),
+        }
+    )
+    (root / "pool" / f"{name}.deb").write_bytes(deb)
+    stanza = (
+        f"\nPackage: {name}\nVersion: 1.0\nFilename: pool/{name}.deb\nSize: {len(deb)}\n"
+        f"SHA256: {hashlib.sha256(deb).hexdigest()}\n\n"
+    )
+    index = packages_xz(mirror)
+    old = index.read_bytes()
+    new = lzma.compress(lzma.decompress(old) + stanza.encode())
+    index.write_bytes(new)
+    release = root / "dists" / "trixie" / "InRelease"
+    was = f"{hashlib.sha256(old).hexdigest()} {len(old)} main/binary-riscv64"
+    now = f"{hashlib.sha256(new).hexdigest()} {len(new)} main/binary-riscv64"
+    assert was in release.read_text()
+    release.write_text(release.read_text().replace(was, now))
+    packages_xz(mirror, debian.INSTALLER_RISCV64).unlink()
+    files = root_of(images.pull("minimal", mirror, Silent()))
+    assert f"usr/lib/modules/{RELEASE}/virtio_blk.ko" in files
+    (image,) = images.installed()
+    assert image.missing == ""
+
+
 def test_without_disk_drivers(mirror: str) -> None:
     packages_xz(mirror, debian.INSTALLER_RISCV64).unlink()
     report = Listener()
