@@ -303,10 +303,12 @@ def test_without_a_thread_it_is_stepped() -> None:
         port.attach(received.extend)
         who_has = "0806 0001080006040001 525400123456 0a00020f 000000000000 0a000202"
         port.send([Frame(b"\xff" * 6 + bytes.fromhex("525400123456" + who_has))])
-        network.step(0)
+        network.step(5)
         operations = [frame.data[20:22] for frame in received if frame.data[12:14] == b"\x08\x06"]
         assert operations == [b"\0\2"]
-        assert network.deadline() is not None
+        first_advertisement = next(frame for frame in received if frame.data[12:14] == b"\x86\xdd")
+        assert first_advertisement.data[54] == 134
+        assert 0 < (network.deadline() or 0) < 60 * 10**9
         assert network.statistics()["ports"]["vm"]["from_vm"] == 1
 
 

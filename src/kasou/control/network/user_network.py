@@ -8,7 +8,7 @@ called on the network's thread with the network locked; it may take the device's
 block, nor call this object. Every other method may be called from any other thread.
 
 With `thread=False` nothing runs by itself: `step(now)` does what is due at `now` (virtual time of
-`--clock icount`) and `deadline` says when it is wanted again.
+`--clock icount`, from 0) and `deadline` says when it is wanted again.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class UserNetwork:
         self._lock = threading.RLock()
         self._waiting: dict[UserPort, None] = {}
         self._sockets = HostSockets()
-        self._now = clock()
+        self._now = clock() if thread else 0
         self._network = VirtualNetwork(
             self.config, self._sockets, self._rng, self._now, on_denied=self._denied
         )
@@ -192,7 +192,8 @@ class UserNetwork:
             port = self.ports.get(name)
             if port is None:
                 raise ConfigError(f"the network has no VM named {name!r}")
-            epoch = time.time_ns() - self._clock()
+            now = self._now if self._thread is None else self._clock()
+            epoch = time.time_ns() - now
             capture = Capture(sink, name, epoch=epoch, snap_bytes=snap_bytes, whole=whole)
             captures = port.port.captures
             captures.append(capture)
