@@ -30,7 +30,7 @@ from kasou.guest.agent.client import (
 from kasou.guest.agent.protocol import PORT
 
 MOST_UNREAD = 1 << 20
-AGENT_SECONDS = 180.0
+AGENT_SECONDS = 300.0
 """How long a guest may take to start its agent."""
 
 

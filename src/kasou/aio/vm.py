@@ -206,6 +206,22 @@ class VM(Guest):
             one.guest_port: (one.host, one.host_port) for one in forwards if one.protocol == "tcp"
         }
 
+    async def hold(self) -> None:
+        """Keep a held VM alive as long as this object (and this process) is; see `release`."""
+        if self._hold is None:
+            self._hold = await self.client.open(op.Hold())
+
+    async def release(self) -> None:
+        """Hold it no longer: an ephemeral VM ends when nobody holds it."""
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
+
+    async def keep(self) -> None:
+        """Make an ephemeral VM one that stays, under its name; `close` leaves it as it is."""
+        await self.client.call(op.Keep())
+        self._owned = False
+
     async def close(self) -> None:
         """Let go of it: an ephemeral VM ends and is removed, one with a name is powered off.
 
@@ -225,8 +241,8 @@ class VM(Guest):
         if self._hold is not None:
             self._hold.close()
             self._hold = None
-        if self._owned and self._is_ephemeral():
-            await asyncio.to_thread(self._directory.remove)
+        if self._owned and self._is_ephemeral() and not self._directory.is_locked():
+            await asyncio.to_thread(self._directory.remove)  # its process died before it could
 
     def _is_ephemeral(self) -> bool:
         with contextlib.suppress(KasouError):

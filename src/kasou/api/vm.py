@@ -168,6 +168,9 @@ class VM:
     # ------------------------------------------------------------------ life
     start = blocking(aio.VM.start)
     close = blocking(aio.VM.close)
+    hold = blocking(aio.VM.hold)
+    release = blocking(aio.VM.release)
+    keep = blocking(aio.VM.keep)
     stop = blocking(aio.VM.stop)
     kill = blocking(aio.VM.kill)
     wait = blocking(aio.VM.wait)

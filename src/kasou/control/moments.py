@@ -8,6 +8,7 @@ writing it down, or giving it to forks, happens while the VM runs on.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -187,7 +188,7 @@ class Moments:
         vm = self.vm
         assert vm.zygote is not None
         stem = vm.config.name.split("-fork-")[0]
-        directory = self._make((name,) if name else free_name(f"{stem}-fork"), ephemeral)
+        directory = self._make((name,) if name else fork_names(stem, ephemeral), ephemeral)
         try:
             disks.hand_over(vm.directory, directory, moment.tops)
             settings = {"name": directory.name, "tops": dict(moment.tops)}
@@ -253,3 +254,10 @@ def origin_of(path: Path, name: str | None) -> Origin:
     file = snapshots.open_file(path)
     tops = snapshots.settings_of(file).tops
     return Origin(file.memory(), file.state, tops, name)
+
+
+def fork_names(stem: str, ephemeral: bool) -> Iterable[str]:
+    """Names for a fork. One that vanishes gets a name that no later VM will have."""
+    if ephemeral:
+        return (f"{stem[:40]}-fork-{secrets.token_hex(4)}" for _ in range(3))
+    return free_name(f"{stem}-fork")
