@@ -21,7 +21,8 @@ class Recipe:
     installer: str = ""
 
 
-SYSTEM_APPEND = "console=ttyS0 quiet"
+SYSTEM_APPEND = "console=ttyS0 quiet systemd.ssh_auto=no"
+"""Without ssh over vsock of systemd's own: it asks for the socket device before its driver is there."""
 
 DEBIAN_MINIMAL = Recipe(
     name="debian:minimal",
