@@ -576,3 +576,40 @@ def test_policies() -> None:
     for bad in ("", "some", "allow:", "none:x", "allow:a b", "allow:1.2.3.4/99", "allow:-,x"):
         with pytest.raises(ConfigError):
             EgressPolicy.parse(bad)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_bytes_arrive_through_the_gateway_from_a_lossy_guest(seed: int) -> None:
+    """One frame in eight is lost each way between the guest and the switch."""
+    rng = random.Random(seed)
+    lan = Lan(seed=seed)
+    guest = lan.add()
+    receive, arrives = lan.network.receive, guest.host.receive
+
+    def keep(frames: Sequence[Frame]) -> list[Frame]:
+        return [frame for frame in frames if rng.random() > 0.125]
+
+    lan.network.receive = lambda port, frames, now: receive(port, keep(frames), now)  # type: ignore[method-assign]
+    guest.host.receive = lambda interface, frames, now: arrives(interface, keep(frames), now)  # type: ignore[method-assign]
+    connection, events = connect(lan, guest)
+    lan.run(lambda: bool(lan.outside.streams), seconds=60)
+    (stream,) = lan.outside.streams
+    assert stream.on_connected is not None
+    stream.on_connected(None)
+    lan.run(lambda: Event.ESTABLISHED in events, seconds=60)
+    up, down = random.Random(seed).randbytes(1_500_000), random.Random(-seed).randbytes(1_500_000)
+    stream.arrive(*(down[at : at + 100_000] for at in range(0, len(down), 100_000)), b"")
+    sent, got = connection.write(up), bytearray()
+
+    def done() -> bool:
+        nonlocal sent
+        got.extend(read(connection))
+        if sent < len(up):
+            sent += connection.write(up[sent:])
+            if sent == len(up):
+                connection.close()
+        return stream.is_closed and connection.remote_closed
+
+    lan.run(done, seconds=900)
+    got.extend(read(connection))
+    assert stream.sent == up and got == down and not stream.is_aborted
