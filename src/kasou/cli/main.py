@@ -62,6 +62,10 @@ def dispatch(arguments: list[str]) -> int:
             from kasou.cli.run import execute
 
             return execute(options)
+    if arguments and arguments[0] == "qemu":
+        from kasou.cli.qemu import qemu
+
+        return qemu(arguments[1:])
     from kasou.cli.app import invoke
 
     return invoke(arguments)

@@ -17,6 +17,7 @@ from kasou.control.terminal import Terminal
 from kasou.errors import ConfigError, HostError, KasouError
 
 if TYPE_CHECKING:
+    from kasou.control.gdb_server import GdbServer
     from kasou.control.operations import Ended
     from kasou.control.running_vm import RunningVm
     from kasou.control.server import ControlServer
@@ -37,7 +38,7 @@ STOP_SECONDS = 5.0
 def execute(options: RunOptions) -> int:
     """Run the machine that `options` describe on this process's terminal; the exit code."""
     check(options)
-    from kasou.aio.definition import create, define
+    from kasou.aio.definition import define
 
     config = define(
         "minimal" if options.minimal else options.image, name=options.name, cpus=options.cpus,
@@ -52,6 +53,18 @@ def execute(options: RunOptions) -> int:
     )  # fmt: skip
     if options.lockstep:
         return in_lockstep(config, options)
+    return foreground(config, options)
+
+
+def foreground(
+    config: VmConfig, options: RunOptions, gdb: str | None = None, stopped: bool = False
+) -> int:
+    """Be the process of a new VM, on this terminal; the exit code.
+
+    `gdb` is HOST:PORT for a debugger; with `stopped` the machine waits for it to say go.
+    """
+    from kasou.aio.definition import create
+
     directory = create(config)
     terminal = Terminal()
     started = time.monotonic()
@@ -59,6 +72,7 @@ def execute(options: RunOptions) -> int:
         directory.lock()
         config = directory.read_config()
         vm = running(directory, config, terminal)
+        debugger = debugged(vm, gdb, stopped)
     except BaseException:
         directory.remove()
         raise
@@ -70,6 +84,8 @@ def execute(options: RunOptions) -> int:
         ended = run_on(vm.run, vm.console_input, vm.stop_now, terminal, options.timeout)
     finally:
         server.close()
+        if debugger is not None:
+            debugger.close()
     if options.json:
         report(vm.machine, ended, terminal, time.monotonic() - started)
     return exit_code(ended, terminal, options)
@@ -88,6 +104,23 @@ def running(directory: VmDirectory, config: VmConfig, terminal: Terminal) -> Run
         object_cache.load()
         zygote = Zygote()  # now: there are no threads yet
     return RunningVm(directory, config, terminal.write, zygote=zygote)
+
+
+def debugged(vm: RunningVm, gdb: str | None, stopped: bool) -> GdbServer | None:
+    """GDB's port, if one is wanted; a machine that starts stopped without one is paused."""
+    if gdb is None:
+        if stopped:
+            from kasou.control.operations import Pause
+
+            vm.pause(Pause())
+            say(f"{vm.config.name}: is paused; kasou resume {vm.config.name} starts it")
+        return None
+    from kasou.control.gdb_server import GdbServer
+
+    host, _, port = gdb.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"gdb {gdb}: not HOST:PORT")
+    return GdbServer(vm.machine, host or "127.0.0.1", int(port), stopped)
 
 
 class Serving:

@@ -75,6 +75,8 @@ class FakeVm:
 
     def stop_now(self) -> None: ...
 
+    def console_input(self, data: bytes) -> None: ...
+
 
 @dataclass
 class Board:

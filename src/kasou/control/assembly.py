@@ -89,6 +89,7 @@ def assemble(
             nics=nics,
             shares=tuple(Share(Path(m.source), m.tag, m.read_only) for m in config.mounts),
             vsock_cid=GUEST_CID if config.agent else None,
+            transport=config.transport,
         )
         memory = origin.memory if origin is not None else None
         machine = Machine(machine_config(config), console_output, peripherals, memory)

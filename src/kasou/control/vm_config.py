@@ -82,6 +82,8 @@ class VmConfig:
     egress: str = "allow"
     agent: bool = False
     """Whether the guest is known to run kasou's agent."""
+    transport: Literal["mmio", "pci"] = "mmio"
+    """What carries the virtio devices."""
     engine: str = "interpreter"
     clock: str = "host"
     seed: int | None = None
