@@ -48,6 +48,7 @@ RENEW_SECONDS = 120.0
 BOOT_SECONDS = 600.0
 PROMPT_SECONDS = 60.0
 SETTLE_SECONDS = 0.5
+CONSOLE_UNIT = "serial-getty@ttyS0.service"
 END_SECONDS = 30.0
 """How long a machine may take to stop and flush before its process is killed."""
 
@@ -92,6 +93,8 @@ class RunningVm:
         self._free = threading.Event()
         """Set once users may type and run commands."""
         self._typed = bytearray()
+        self._logs_in = False
+        """The console's login was stopped for the sake of a warm start."""
         if self._first and config.warm is not None:
             origin = warm.lend(config.warm, directory)
             if origin is None:
@@ -330,7 +333,9 @@ class RunningVm:
                 fields |= {"machine_id": machine_id(config), "mac": config.mac}
                 fields["network"] = config.network is not None
             if origin.is_warm:
-                fields["ssh_host_keys"] = True
+                fields |= {"ssh_host_keys": True, "console": CONSOLE_UNIT}
+        if self._logs_in:
+            fields["console"], self._logs_in = CONSOLE_UNIT, False
         if self._first or (origin is not None and origin.is_fork):
             fields["hostname"] = config.name
         if self._first and self._to_keep is None:
@@ -376,9 +381,13 @@ class RunningVm:
                 self.machine, ["systemctl", "is-system-running", "--wait"], BOOT_SECONDS,
                 self.config.name,
             )  # fmt: skip
-            await self._prompt(PROMPT_SECONDS)
+            # Whoever goes on from here logs in anew: the shell has the name of its own machine then.
+            await run_in_guest(
+                self.machine, ["systemctl", "stop", CONSOLE_UNIT], PROMPT_SECONDS, self.config.name
+            )
             await asyncio.sleep(SETTLE_SECONDS)
             await asyncio.to_thread(self._keep_moment, key, Moments(self))
+            self._logs_in = True
         except (KasouError, TimeoutError) as problem:
             log.warning("%s: no warm start is kept: %s", self.config.name, problem)
         finally:
@@ -390,14 +399,6 @@ class RunningVm:
         with self.changing:
             moment = moments.take()
         warm.keep(key, self.directory, self.config, moment)
-
-    async def _prompt(self, seconds: float) -> None:
-        """Wait until the console asks for a command, or has been silent for long."""
-        import asyncio
-
-        async with asyncio.timeout(seconds):
-            while not bytes(self.serial.tail[-256:]).rstrip().endswith((b"#", b"$")):
-                await asyncio.sleep(0.1)
 
     def console_input(self, data: bytes) -> None:
         """Bytes typed at the serial port; kept back until users are let in. From any thread."""
