@@ -134,6 +134,9 @@ def ls(
     json: Json = False,
 ) -> int:
     """List VMs: what they are made of, and whether they run."""
+    from kasou.control.vm_directory import remove_leftovers
+
+    remove_leftovers()
     vms = asyncio.run(look())
     if json:
         print_json(vms)
@@ -234,14 +237,27 @@ def each(names: Sequence[str], work: Callable[[VM], Awaitable[Any]], what: str, 
 
 
 @commands.command()
-def start(names: Names, json: Json = False) -> int:
+def start(
+    names: Names,
+    attach: Annotated[
+        bool, typer.Option("--attach", "-a", help="Then use its serial port; Ctrl-] detaches.")
+    ] = False,
+    json: Json = False,
+) -> int:
     """Boot VMs that are stopped, from their disks."""
+    if attach and (json or len(names) != 1):
+        raise UsageError("--attach: for one VM, and not with --json")
 
     async def work(vm: VM) -> VmInfo:
         await vm.start()
         return await vm.info()
 
-    return each(names, work, "starting", json)
+    code = each(names, work, "starting", json)
+    if attach and code == 0:
+        from kasou.cli.consoles import console
+
+        return console(names[0])
+    return code
 
 
 @commands.command()
@@ -265,7 +281,11 @@ def pause(names: Names, json: Json = False) -> int:
 
 @commands.command()
 def resume(names: Names, json: Json = False) -> int:
-    """Let paused VMs go on."""
+    """Let paused VMs go on; a file that `save` wrote is loaded."""
+    if len(names) == 1 and "/" in names[0]:
+        from kasou.cli.moments import load
+
+        return load(names[0], None, json)
     return each(names, lambda vm: vm.resume(), "resuming", json)
 
 

@@ -30,12 +30,14 @@ from pathlib import Path
 from typing import Literal
 
 from kasou.control.vm_config import NAME, VERSION, VmConfig, check_name
-from kasou.errors import ConfigError, HostError, RemoteError
+from kasou.errors import ConfigError, HostError, KasouError, RemoteError
 from kasou.json_values import from_json, to_json
 from kasou.paths import data_directory, runtime_directory, state_directory
 
 State = Literal["running", "paused", "stopped", "crashed"]
 
+LEFTOVER_SECONDS = 300.0
+"""A held VM that has not run for so long after it was made never will."""
 FLOCK = struct.Struct("hhqqi4x")
 """struct flock: l_type, l_whence, l_start, l_len, l_pid (Linux, 64 bits)."""
 
@@ -214,6 +216,17 @@ def all_vms() -> list[VmDirectory]:
     except OSError:
         return []
     return [vm for name in entries if NAME.fullmatch(name) and (vm := VmDirectory(name)).exists]
+
+
+def remove_leftovers() -> None:
+    """Delete held VMs whose process was killed: whoever held them is gone, or would have."""
+    for vm in all_vms():
+        try:
+            age = time.time() - os.stat(vm.path / "vm.json").st_mtime
+            if age > LEFTOVER_SECONDS and vm.read_config().held and not vm.is_locked():
+                vm.remove()
+        except (OSError, KasouError):
+            continue
 
 
 def find(name: str) -> VmDirectory:
