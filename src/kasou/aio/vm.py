@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,9 @@ from kasou.control.start import start
 from kasou.control.vm_config import DriveConfig, MountConfig, VmConfig
 from kasou.control.vm_directory import VmDirectory, find, free_name
 from kasou.errors import ConfigError, KasouError
+
+
+RELEASE_SECONDS = 15.0
 
 
 class VM(Guest):
@@ -259,7 +263,15 @@ class VM(Guest):
 
     async def stop(self, timeout: float = 60.0, force: bool = False) -> op.Ended:
         """Power it off and wait; `force` ends it at once. Raises `HostError` after `timeout`."""
-        return await self.client.call(op.Stop(force=force, timeout=timeout))
+        ended = await self.client.call(op.Stop(force=force, timeout=timeout))
+        await self._released()
+        return ended
+
+    async def _released(self) -> None:
+        """Wait for the end of its process, which answers before it has wholly ended."""
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while self.directory.is_locked() and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
     async def kill(self) -> op.Ended:
         """End it at once, as if the plug were pulled."""
@@ -267,7 +279,9 @@ class VM(Guest):
 
     async def wait(self) -> op.Ended:
         """Wait for its end."""
-        return await self.client.call(op.Wait())
+        ended = await self.client.call(op.Wait())
+        await self._released()
+        return ended
 
     async def pause(self) -> None:
         """Stop its harts; its memory and connections stay."""
@@ -286,10 +300,6 @@ class VM(Guest):
                 )
             with contextlib.suppress(KasouError):
                 await self.kill()
-            for _ in range(100):
-                if not self.directory.is_locked():
-                    break
-                await asyncio.sleep(0.05)
         await asyncio.to_thread(self.directory.remove)
 
     # ------------------------------------------------------------------ ports
@@ -353,6 +363,8 @@ class VM(Guest):
     async def save(self, path: str | os.PathLike[str], stop: bool = True) -> None:
         """Write all of it into one file, from which `load` goes on; it ends unless `stop` is False."""
         await self.client.call(op.Save(str(Path(path).absolute()), stop))
+        if stop:
+            await self._released()
 
     def __repr__(self) -> str:
         return f"<VM {self._directory.name if self._directory else 'not started'}>"

@@ -1,0 +1,90 @@
+"""A whole Debian as its users meet it: from the command line and from Python."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kasou
+from kasou.errors import HostError
+
+pytestmark = [pytest.mark.guest, pytest.mark.slow]
+KASOU = [sys.executable, "-c", "from kasou.cli.main import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[kasou.VM]:
+    """A Debian that has started; the tests fork it."""
+    vm = kasou.VM("debian", memory="512M")
+    try:
+        vm.start()
+    except HostError as problem:
+        pytest.skip(f"not run: the Debian image cannot be had here: {problem}")
+    if not vm.config.agent:
+        vm.close()
+        pytest.skip("not run: the image that is here has no agent")
+    vm.wait_for_agent(timeout=600)
+    yield vm
+    vm.close()
+
+
+@pytest.fixture
+def vm(base: kasou.VM) -> Iterator[kasou.VM]:
+    copy = base.fork()
+    yield copy
+    copy.close()
+
+
+def test_a_fork_has_a_name_and_an_identity_of_its_own(base: kasou.VM, vm: kasou.VM) -> None:
+    assert vm.succeed("hostname").strip() == vm.name != base.succeed("hostname").strip()
+    assert vm.succeed("cat /etc/machine-id") != base.succeed("cat /etc/machine-id")
+
+
+def test_nothing_is_lost_that_a_snapshot_has(vm: kasou.VM) -> None:
+    vm.succeed("echo kept > /root/file; sync")
+    before = vm.snapshot("whole")
+    vm.succeed("rm -rf /usr/bin /usr/lib /root/file")
+    assert vm.run(["ls"]).returncode != 0
+    vm.restore(before)
+    assert vm.succeed("cat /root/file") == "kept\n"
+
+
+def test_a_web_server_in_the_guest_is_seen_from_the_host(vm: kasou.VM, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("hello from the host")
+    vm.put(f"{tmp_path}/", "/srv/www")
+    port = vm.forward("127.0.0.1:0:8000").host_port
+    with vm.popen("cd /srv/www && exec python3 -m http.server 8000 --bind 0.0.0.0"):
+        try:
+            vm.wait_for_open_port(8000, timeout=60)
+        except kasou.TimedOut:
+            pytest.skip("not run: this image's python has no http.server")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+            assert answer.read() == b"hello from the host"
+
+
+def test_saved_and_loaded_a_process_goes_on(vm: kasou.VM, tmp_path: Path) -> None:
+    vm.succeed("nohup sh -c 'while sleep 0.2; do date +%s%N > /run/beat; done' >/dev/null 2>&1 &")
+    vm.wait_until_succeeds("test -s /run/beat", timeout=30)
+    boot = vm.succeed("cat /proc/sys/kernel/random/boot_id")
+    vm.save(tmp_path / "vm.kasou")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = (tmp_path / "vm.kasou").rename(elsewhere / "vm.kasou")
+    with kasou.VM.load(moved) as again:
+        assert again.succeed("cat /proc/sys/kernel/random/boot_id") == boot
+        beat = again.succeed("cat /run/beat")
+        again.wait_until_fails(f"test $(cat /run/beat) = {beat.strip()}", timeout=30)
+
+
+def test_power_off_is_clean(vm: kasou.VM) -> None:
+    name = vm.name
+    vm.keep()
+    done = subprocess.run([*KASOU, "stop", name], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done
+    assert "Power down" in vm.directory.console_log.read_bytes().decode("utf-8", "replace")
+    vm.remove()
