@@ -29,7 +29,6 @@ from kasou.control.vm_config import DriveConfig, MountConfig, VmConfig
 from kasou.control.vm_directory import VmDirectory, find, free_name
 from kasou.errors import ConfigError, KasouError
 
-
 RELEASE_SECONDS = 15.0
 
 
