@@ -333,9 +333,7 @@ class RunningVm:
                 fields |= {"machine_id": machine_id(config), "mac": config.mac}
                 fields["network"] = config.network is not None
             if origin.is_warm:
-                fields |= {"ssh_host_keys": True, "console": CONSOLE_UNIT}
-        if self._logs_in:
-            fields["console"], self._logs_in = CONSOLE_UNIT, False
+                fields["ssh_host_keys"] = self._logs_in = True
         if self._first or (origin is not None and origin.is_fork):
             fields["hostname"] = config.name
         if self._first and self._to_keep is None:
@@ -344,7 +342,7 @@ class RunningVm:
             fields["mounts"] = [[m.tag, m.target, m.read_only] for m in config.mounts]
         if self._to_keep is not None:
             return  # what is kept belongs to nobody; this is called again afterwards
-        from kasou.control.vsock_tunnel import ask_guest
+        from kasou.control.vsock_tunnel import ask_guest, run_in_guest
 
         async def work() -> None:
             try:
@@ -356,6 +354,15 @@ class RunningVm:
                 return
             if failed := answer.get("failed"):
                 log.warning("%s: the guest could not correct: %s", config.name, failed)
+            if self._logs_in:
+                self._logs_in = False
+                with contextlib.suppress(KasouError):
+                    await run_in_guest(
+                        self.machine,
+                        ["systemctl", "start", CONSOLE_UNIT],
+                        RENEW_SECONDS,
+                        config.name,
+                    )
 
         def begin() -> None:
             self._renewing = loop.create_task(work())

@@ -51,7 +51,6 @@ def renew(request: dict[str, object], run: Run) -> dict[str, object]:
         ("hostname", _hostname),
         ("mac", lambda value: _mac(value, _interface(request))),
         ("network", lambda value: _network(value, _interface(request), run)),
-        ("console", lambda value: run(["systemctl", "start", "--no-block", str(value)])),
         ("ssh_host_keys", lambda value: _ssh_host_keys(run)),
         ("authorized_keys", _authorized_keys),
         ("mounts", _mounts),
