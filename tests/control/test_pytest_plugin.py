@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,9 @@ def test_a_fork_for_each_test(home: Path, tmp_path: Path, options: tuple[str, ..
     out = run(tmp_path, *options)
     assert "1 failed, 6 passed" in out
     assert "serial port of tiny-1-fork-" in out and "trapped: scause 2" in out
+    deadline = time.monotonic() + 15  # a base ends when its last holder's connection closes
+    while all_vms() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert all_vms() == []
 
 
