@@ -11,18 +11,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from kasou.control import operations as op
 from kasou.control import warm
-from kasou.control.assembly import Assembled, Handlers, Origin, assemble, machine_id
+from kasou.control.assembly import Assembled, Handlers, Origin, assemble
 from kasou.control.disks import read_tops
 from kasou.control.serial import SerialLog
 from kasou.control.vm_config import VmConfig
@@ -43,12 +42,9 @@ log = logging.getLogger("kasou.control")
 
 GRACE_SECONDS = 15.0
 """How long a held VM waits for the first one to hold it."""
-RENEW_SECONDS = 120.0
-"""How long a guest may take until its agent answers for the first time."""
 BOOT_SECONDS = 600.0
 PROMPT_SECONDS = 60.0
 SETTLE_SECONDS = 0.5
-CONSOLE_UNIT = "serial-getty@ttyS0.service"
 END_SECONDS = 30.0
 """How long a machine may take to stop and flush before its process is killed."""
 
@@ -93,8 +89,8 @@ class RunningVm:
         self._free = threading.Event()
         """Set once users may type and run commands."""
         self._typed = bytearray()
-        self._logs_in = False
-        """The console's login was stopped for the sake of a warm start."""
+        self._prompts = False
+        """The console asked for a command under another name."""
         if self._first and config.warm is not None:
             origin = warm.lend(config.warm, directory)
             if origin is None:
@@ -318,63 +314,25 @@ class RunningVm:
             loop.create_task(self._keep_warm(self._to_keep))
 
     def renew(self, origin: Origin | None) -> None:
-        """Have the guest's agent correct, in the background, what a moment has wrong: clock, entropy,
-        in a copy its names and keys; and tell it of the host's shares and of whom it lets in.
+        """Have the guest corrected in the background (`kasou.control.renewal`).
 
-        `origin` is None after power-on. With counted time nothing is done, for the run must stay the same.
+        Not with counted time, for the run must stay the same; and not before a warm start is kept, which
+        belongs to nobody: this is called again afterwards.
         """
-        if self.machine.icount or self.machine.plugged.vsock is None or self._loop is None:
+        untold = self.machine.icount or self.machine.plugged.vsock is None
+        if untold or self._loop is None or self._to_keep is not None:
             return
-        config = self.config
-        fields: dict[str, object] = {}
-        if origin is not None:
-            fields |= {"clock_ns": time.time_ns(), "entropy": self._secret()}
-            if origin.is_fork:
-                fields |= {"machine_id": machine_id(config), "mac": config.mac}
-                fields["network"] = config.network is not None
-            if origin.is_warm:
-                fields["ssh_host_keys"] = self._logs_in = True
-        if self._first or (origin is not None and origin.is_fork):
-            fields["hostname"] = config.name
-        if self._first and self._to_keep is None:
-            fields["authorized_keys"] = warm.public_keys()
-        if config.mounts and (origin is None or origin.is_warm):
-            fields["mounts"] = [[m.tag, m.target, m.read_only] for m in config.mounts]
-        if self._to_keep is not None:
-            return  # what is kept belongs to nobody; this is called again afterwards
-        from kasou.control.vsock_tunnel import ask_guest, run_in_guest
+        from kasou.control import renewal
 
-        async def work() -> None:
-            try:
-                answer = await ask_guest(
-                    self.machine, "renew", fields, RENEW_SECONDS, self.config.name
-                )
-            except KasouError as problem:  # a guest whose agent has not started, or has ended
-                log.warning("%s: not corrected: %s", config.name, problem)
-                return
-            if failed := answer.get("failed"):
-                log.warning("%s: the guest could not correct: %s", config.name, failed)
-            if self._logs_in:
-                self._logs_in = False
-                with contextlib.suppress(KasouError):
-                    await run_in_guest(
-                        self.machine,
-                        ["systemctl", "start", CONSOLE_UNIT],
-                        RENEW_SECONDS,
-                        config.name,
-                    )
+        loop, first = self._loop, self._first
+        prompts = self._prompts or (origin is not None and origin.is_warm)
+        self._prompts = False
+        work = partial(renewal.renew, self.machine, self.config, origin, first, prompts)
 
         def begin() -> None:
             self._renewing = loop.create_task(work())
 
-        loop = self._loop
         loop.call_soon_threadsafe(begin)
-
-    def _secret(self) -> str:
-        """Bytes for the guest's generator, in hexadecimal; a function of the seed if there is one."""
-        if self.config.seed is not None:
-            return random.Random(f"{self.config.seed}/entropy").randbytes(32).hex()
-        return os.urandom(32).hex()
 
     async def _keep_warm(self, key: str) -> None:
         """Once the guest has booted, keep this moment for others; then let its users at it."""
@@ -388,19 +346,18 @@ class RunningVm:
                 self.machine, ["systemctl", "is-system-running", "--wait"], BOOT_SECONDS,
                 self.config.name,
             )  # fmt: skip
-            # Whoever goes on from here logs in anew: the shell has the name of its own machine then.
-            await run_in_guest(
-                self.machine, ["systemctl", "stop", CONSOLE_UNIT], PROMPT_SECONDS, self.config.name
-            )
+            async with asyncio.timeout(PROMPT_SECONDS):
+                while not bytes(self.serial.tail[-64:]).rstrip().endswith((b"#", b"$")):
+                    await asyncio.sleep(0.05)
             await asyncio.sleep(SETTLE_SECONDS)
             await asyncio.to_thread(self._keep_moment, key, Moments(self))
-            self._logs_in = True
         except (KasouError, TimeoutError) as problem:
             log.warning("%s: no warm start is kept: %s", self.config.name, problem)
         finally:
             self._to_keep = None
-            self._let_users_in()
+            self._prompts = True
             self.renew(self._woke)
+            self._let_users_in()
 
     def _keep_moment(self, key: str, moments: Moments) -> None:
         with self.changing:

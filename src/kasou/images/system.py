@@ -93,6 +93,13 @@ APT::Install-Recommends "false";
 Dpkg::Use-Pty "false";
 """
 JOURNAL = "[Journal]\nStorage=volatile\nRuntimeMaxUse=16M\n"
+PROFILE = """\
+# The name of this machine as it is now: a shell may have begun before the machine had its name.
+if [ -n "$BASH_VERSION" ]; then
+    PROMPT_COMMAND='read -r HOSTNAME </proc/sys/kernel/hostname'
+    PS1='\\u@${HOSTNAME}:\\w\\$ '
+fi
+"""
 FINISH = """\
 #!/bin/sh
 # Run once, in the image that is being made, by the machine that makes it.
@@ -145,6 +152,7 @@ def files(mirror: str, suite: str) -> dict[str, tuple[str, int]]:
             "[Manager]\nDefaultTimeoutStopSec=15s\nStatusUnitFormat=name\n", 0o644,
         ),
         "etc/ssh/sshd_config.d/kasou.conf": (SSHD, 0o644),
+        "etc/profile.d/kasou.sh": (PROFILE, 0o644),
         f"{UNITS}/serial-getty@ttyS0.service.d/kasou.conf": (GETTY, 0o644),
         f"{UNITS}/{SSH_KEYS_UNIT}": (SSH_KEYS, 0o644),
         UNIT_PATH.lstrip("/"): (systemd_unit(), 0o644),
