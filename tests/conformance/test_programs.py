@@ -165,7 +165,7 @@ handler:
 NOTHING_THERE = """
     la t0, handler
     csrw mtvec, t0
-    li s0, 0x40000000
+    li s0, 0x18000000
     ld a0, 0(s0)
     li gp, 1
     j fail
