@@ -42,9 +42,9 @@ def corrections(config: VmConfig, origin: Origin | None, is_first: bool) -> tupl
     if origin is not None:
         now |= {"clock_ns": time.time_ns(), "entropy": _secret(config)}
         if origin.is_fork:
-            now |= {"machine_id": machine_id(config), "mac": config.mac}
-            if config.network is not None:
-                later["network"] = True
+            now["machine_id"] = machine_id(config)
+            if config.network is not None:  # where it has neighbours that it might be taken for
+                now["mac"], later["network"] = config.mac, True
         if origin.is_warm:
             later["ssh_host_keys"] = True
     if is_first or (origin is not None and origin.is_fork):

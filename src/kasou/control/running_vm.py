@@ -44,6 +44,8 @@ GRACE_SECONDS = 15.0
 """How long a held VM waits for the first one to hold it."""
 BOOT_SECONDS = 600.0
 PROMPT_SECONDS = 60.0
+RENEWAL_SECONDS = 2.0
+"""How long a command waits for the guest to be corrected first."""
 SETTLE_SECONDS = 0.5
 END_SECONDS = 30.0
 """How long a machine may take to stop and flush before its process is killed."""
@@ -89,6 +91,8 @@ class RunningVm:
         self._free = threading.Event()
         """Set once users may type and run commands."""
         self._typed = bytearray()
+        self._untold: Origin | None = None
+        """What the guest is still to be corrected for, once somebody uses it."""
         self._prompts = False
         """The console asked for a command under another name."""
         if self._first and config.warm is not None:
@@ -308,7 +312,9 @@ class RunningVm:
         """The control loop runs: what had to wait for it."""
         self._loop = loop
         self.serial.start(loop)
-        if self._woke is not None or self._first or self.config.mounts:
+        if self._woke is not None and self._woke.is_fork and not self._woke.is_warm:
+            self._untold = self._woke  # a fork that nobody uses should cost nothing
+        elif self._woke is not None or self._first or self.config.mounts:
             self.renew(self._woke)
         if self._to_keep is not None:
             loop.create_task(self._keep_warm(self._to_keep))
@@ -319,8 +325,8 @@ class RunningVm:
         Not with counted time, for the run must stay the same; and not before a warm start is kept, which
         belongs to nobody: this is called again afterwards.
         """
-        untold = self.machine.icount or self.machine.plugged.vsock is None
-        if untold or self._loop is None or self._to_keep is not None:
+        is_left_alone = self.machine.icount or self.machine.plugged.vsock is None
+        if is_left_alone or self._loop is None or self._to_keep is not None:
             return
         from kasou.control import renewal
 
@@ -445,6 +451,8 @@ class RunningVm:
 
     async def tunnel(self, request: op.Tunnel) -> Pump:
         """A stream to a vsock port of the guest."""
+        import asyncio
+
         from kasou.control.vsock_tunnel import open_tunnel
 
         name = self.config.name
@@ -456,9 +464,13 @@ class RunningVm:
         if self._paused:
             raise ConfigError(f"{name}: is paused; kasou resume {name} lets it go on")
         while not self._free.is_set():
-            import asyncio
-
             await asyncio.sleep(0.02)
+        if (origin := self._untold) is not None:
+            self._untold = None
+            self.renew(origin)
+            await asyncio.sleep(0)  # so that it has begun
+        if isinstance(self._renewing, asyncio.Task) and not self._renewing.done():
+            await asyncio.wait([self._renewing], timeout=RENEWAL_SECONDS)
         return await open_tunnel(self.machine, request.port, request.timeout, name)
 
     def _no_network(self, request: op.Request[Any]) -> Any:
