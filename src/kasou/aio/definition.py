@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from kasou.control import warm
-from kasou.control.assembly import mac_address
+from kasou.control.assembly import mac_address, machine_id
 from kasou.control.vm_config import (
     DriveConfig,
     MountConfig,
@@ -31,6 +31,7 @@ TINY = "tiny"
 DEFAULT_IMAGE = "debian"
 DEFAULT_MEMORY = "512M"
 FORMATS = ("raw", "qcow2")
+U_BOOT = "u-boot"
 CACHES = ("writeback", "none", "unsafe")
 
 
@@ -82,6 +83,7 @@ def define(
     network: str | Literal[False] | None = None,
     egress: str = "allow",
     cloud_init: str | os.PathLike[str] | None = None,
+    disk_errors: str = "report",
     seed: int | None = None,
     clock: str = "host",
     technique: str = "direct",
@@ -105,6 +107,12 @@ def define(
         raise ConfigError(f"give either the image {image} or a kernel, not both")
     if bios == "none" and kernel is None and image is None:
         raise ConfigError("bios none: needs a kernel, a bare-metal ELF or flat binary")
+    if bios == U_BOOT:
+        if kernel is not None or image is not None:
+            raise ConfigError("bios u-boot: boots from a disk; give no image and no kernel")
+        from kasou.images.boot_loader import boot_loader
+
+        bios, kernel = None, boot_loader(mirror)
     if name is not None:
         check_name(name)
         if VmDirectory(name).exists:
@@ -124,6 +132,7 @@ def define(
         cloud_init=_text(existing("cloud-init", cloud_init) if cloud_init else None),
         ports=tuple(ports),
         network=network or None,
+        disk_errors=disk_errors,  # type: ignore[arg-type]  # check_choices looks at it
         egress=egress,
         transport=transport,
         engine=engine,
@@ -209,6 +218,14 @@ def create(config: VmConfig) -> VmDirectory:
 
 
 def _keep(directory: VmDirectory, config: VmConfig) -> None:
+    if config.cloud_init is not None:
+        from kasou.images.cloud_init import seed_from
+
+        volume = directory.path / "cidata.img"
+        volume.write_bytes(seed_from(Path(config.cloud_init), machine_id(config), config.name))
+        drive = DriveConfig(str(volume), read_only=True, format="raw")
+        config = replace(config, drives=(*config.drives, drive))
+        directory.write_config(config)
     if config.image is None or config.image == TINY:
         return
     kept: dict[str, Any] = {}

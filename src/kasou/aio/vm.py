@@ -60,6 +60,7 @@ class VM(Guest):
         append: str | None = None,
         bios: str | os.PathLike[str] | None = None,
         cloud_init: str | os.PathLike[str] | None = None,
+        disk_errors: str = "report",
         seed: int | None = None,
         clock: str = "host",
         technique: str = "direct",
@@ -73,7 +74,7 @@ class VM(Guest):
             "image": image, "name": name, "cpus": cpus, "memory": memory, "ports": tuple(ports),
             "mounts": tuple(mounts), "network": network, "egress": egress,
             "drives": tuple(drives), "kernel": kernel, "initrd": initrd, "append": append,
-            "bios": bios, "cloud_init": cloud_init, "seed": seed, "clock": clock,
+            "bios": bios, "cloud_init": cloud_init, "disk_errors": disk_errors, "seed": seed, "clock": clock,
             "technique": technique, "paging": paging, "io": io, "scheduler": scheduler,
             "engine": engine, "mirror": mirror, "ephemeral": name is None, "held": name is None,
         }  # fmt: skip

@@ -75,6 +75,7 @@ def run(
     network: machines.Network = None,
     egress: machines.Egress = "allow",
     cloud_init: machines.CloudInit = None,
+    disk_errors: machines.DiskErrors = "report",
     minimal: Annotated[
         bool, typer.Option("--minimal", help="The small guest: a kernel and busybox in memory.")
     ] = False,
@@ -117,6 +118,7 @@ def run(
             image=image, name=name, bios=bios, kernel=kernel, initrd=initrd, append=append,
             memory=memory, cpus=cpus, drive=tuple(drive or ()), port=tuple(port or ()),
             volume=tuple(volume or ()), network=network, egress=egress, cloud_init=cloud_init,
+            disk_errors=disk_errors,
             minimal=minimal, technique=technique, paging=paging, io=io, scheduler=scheduler,
             engine=engine, lockstep=lockstep, clock=clock, seed=seed, timeout=timeout,
             no_reboot=no_reboot, mirror=mirror, max_instructions=max_instructions, json=json,
@@ -133,6 +135,20 @@ def pull(
     ] = None,
 ) -> int:
     """Fetch a guest's packages, verified, into the cache."""
+    from kasou.cli.images import pull
+
+    return pull(image, mirror)
+
+
+@app.command()
+def build(
+    image: Annotated[str, typer.Argument(help="Which image.")] = "debian:trixie",
+    mirror: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="URL", help="Mirror to fetch from; also KASOU_MIRROR."),
+    ] = None,
+) -> int:
+    """Make an image from Debian's packages: resolved, verified, finished in a VM."""
     from kasou.cli.images import pull
 
     return pull(image, mirror)

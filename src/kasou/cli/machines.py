@@ -33,10 +33,11 @@ Network   = Annotated[Optional[str], typer.Option(metavar="NAME|none", help="A n
 Egress    = Annotated[str, typer.Option(metavar="RULE", help="What the guest may reach: allow, none, allow:DOMAIN,...")]  # noqa: E501
 Drives    = Annotated[Optional[list[str]], typer.Option("--drive", "--disk", metavar="FILE[,ro][,format=F][,cache=C][,snapshot]", help="A disk image, raw or qcow2; may be repeated.")]  # noqa: UP045, E501
 CloudInit = Annotated[Optional[str], typer.Option(metavar="FILE", help="User data for cloud-init (nocloud).")]  # noqa: UP045
+DiskErrors = Annotated[str, typer.Option(metavar="report|enospc|stop", help="When the host cannot do what a disk is asked: tell the guest, or pause (enospc: only when it is full) until resume.")]  # noqa: E501
 Kernel    = Annotated[Optional[str], typer.Option(metavar="FILE", help="ELF, flat binary, or Linux Image.")]  # noqa: UP045
 Initrd    = Annotated[Optional[str], typer.Option(metavar="FILE", help="Initial RAM disk for the kernel.")]  # noqa: UP045
 Append    = Annotated[Optional[str], typer.Option(metavar="TEXT", help="Kernel command line, behind the image's.")]  # noqa: UP045, E501
-Bios      = Annotated[Optional[str], typer.Option(metavar="none|FILE", help="No firmware, or a file; default: built-in SBI.")]  # noqa: UP045, E501
+Bios      = Annotated[Optional[str], typer.Option(metavar="none|u-boot|FILE", help="No firmware, U-Boot (boots a disk), or a file; default: built-in SBI.")]  # noqa: UP045, E501
 Mirror    = Annotated[Optional[str], typer.Option(metavar="URL", help="Debian mirror to fetch from; also KASOU_MIRROR.")]  # noqa: UP045, E501
 Technique = Annotated[str, typer.Option(metavar="NAME", help="How the guest's kernel runs: direct.")]
 Paging    = Annotated[str, typer.Option(metavar="NAME", help="Who keeps the page tables: direct.")]
@@ -59,6 +60,7 @@ def launch(
     egress: Egress = "allow",
     drive: Drives = None,
     cloud_init: CloudInit = None,
+    disk_errors: DiskErrors = "report",
     kernel: Kernel = None,
     initrd: Initrd = None,
     append: Append = None,
@@ -79,7 +81,7 @@ def launch(
     config = define(
         image, name=name, cpus=cpus, memory=memory, ports=port or (), mounts=volume or (),
         network=False if network == "none" else network, egress=egress, drives=drive or (),
-        cloud_init=cloud_init, kernel=kernel, initrd=initrd, append=append, bios=bios,
+        cloud_init=cloud_init, disk_errors=disk_errors, kernel=kernel, initrd=initrd, append=append, bios=bios,
         mirror=mirror, technique=technique, paging=paging, io=io, scheduler=scheduler,
         clock=clock, seed=seed,
     )  # fmt: skip

@@ -35,6 +35,7 @@ class RunOptions(NamedTuple):
     network: str | None = None
     egress: str = "allow"
     cloud_init: str | None = None
+    disk_errors: str = "report"
     minimal: bool = False
     technique: str = "direct"
     paging: str = "direct"

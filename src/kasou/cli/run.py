@@ -45,7 +45,7 @@ def execute(options: RunOptions) -> int:
         memory=options.memory, bios=options.bios, kernel=options.kernel, initrd=options.initrd,
         append=options.append, drives=options.drive, mounts=options.volume, ports=options.port,
         network=False if options.network == "none" else options.network, egress=options.egress,
-        cloud_init=options.cloud_init, seed=options.seed, clock=options.clock,
+        cloud_init=options.cloud_init, disk_errors=options.disk_errors, seed=options.seed, clock=options.clock,
         technique=options.technique, paging=options.paging, io=options.io,
         scheduler=options.scheduler, engine=options.engine, reboot=not options.no_reboot,
         max_instructions=options.max_instructions, ephemeral=options.name is None,

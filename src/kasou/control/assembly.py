@@ -89,6 +89,7 @@ def assemble(
             nics=nics,
             shares=tuple(Share(Path(m.source), m.tag, m.read_only) for m in config.mounts),
             vsock_cid=GUEST_CID if config.agent else None,
+            disk_errors=config.disk_errors,
             transport=config.transport,
         )
         memory = origin.memory if origin is not None else None

@@ -78,7 +78,6 @@ class RunningVm:
         self.is_ephemeral, self.is_held = config.ephemeral, config.held
         self._terminal = terminal
         self._finished = threading.Event()
-        self._paused = False
         self._holders = 0
         self._next: Assembled | None = None
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -133,7 +132,7 @@ class RunningVm:
     @property
     def is_paused(self) -> bool:
         """Whether its harts are held still."""
-        return self._paused
+        return self.machine.is_paused
 
     @property
     def machine(self) -> Machine:
@@ -149,6 +148,7 @@ class RunningVm:
             assert self.config.mac is not None
             nics = (Nic(self.network.wire, bytes.fromhex(self.config.mac.replace(":", ""))),)
         made = assemble(self.config, self.directory, nics, self._console_output, origin)
+        made.machine.on_paused = partial(self._disk_paused, made.machine)
         if self.network is not None:
             self.network.serve(made.machine)
         return made
@@ -181,9 +181,8 @@ class RunningVm:
     def exchange(self, assembled: Assembled, snapshot: str | None) -> None:
         """Go on with another machine; `changing` is held. The one that ran is dropped."""
         self.refuse_ended()
-        if self._paused:
+        if self.is_paused:
             self.machine.resume()
-            self._paused = False
         self._next = assembled
         old = self.current
         self.machine.stop()
@@ -229,6 +228,14 @@ class RunningVm:
         if self.is_held and self._holders == 0:
             self.machine.stop()
 
+    def _disk_paused(self, machine: Machine) -> None:
+        """The machine has paused because the host could not do what a disk was asked."""
+        log.error(
+            "%s: paused: %s; make room, then kasou resume %s",
+            self.config.name, machine.disk_error, self.config.name,
+        )  # fmt: skip
+        self.say("paused")
+
     def refuse_ended(self) -> None:
         """Raises `ConfigError` when the machine has ended."""
         if self._finished.is_set():
@@ -240,7 +247,7 @@ class RunningVm:
         return describe(
             replace(self.config, ephemeral=self.is_ephemeral),
             self.directory,
-            VmState("paused" if self._paused else "running", os.getpid(), self.started),
+            VmState("paused" if self.is_paused else "running", os.getpid(), self.started),
             statistics=self.machine.statistics(),
             ports=self.network.forwards() if self.network is not None else (),
             address=self.network.address if self.network is not None else None,
@@ -296,7 +303,7 @@ class RunningVm:
         import asyncio
 
         name = self.config.name
-        if self._paused:
+        if self.is_paused:
             await asyncio.to_thread(self.resume, op.Resume())
         if self.machine.plugged.vsock is None:
             raise ConfigError(
@@ -392,9 +399,8 @@ class RunningVm:
         """Stop the harts."""
         with self.changing:
             self.refuse_ended()
-            if not self._paused:
+            if not self.is_paused:
                 self.machine.pause()
-                self._paused = True
                 self.say("paused")
         return op.Done()
 
@@ -402,10 +408,9 @@ class RunningVm:
         """Let the harts go on."""
         with self.changing:
             self.refuse_ended()
-            if self._paused:
+            if self.is_paused:
                 self.machine.resume()
-                self._paused = False
-                self.say("running")
+                self.say("paused" if self.is_paused else "running")
         return op.Done()
 
     def keep(self, request: op.Keep) -> op.Done:
@@ -461,7 +466,7 @@ class RunningVm:
                 f"{name}: its image has no agent of kasou's; use kasou console {name}"
             )
         self.refuse_ended()
-        if self._paused:
+        if self.is_paused:
             raise ConfigError(f"{name}: is paused; kasou resume {name} lets it go on")
         while not self._free.is_set():
             await asyncio.sleep(0.02)

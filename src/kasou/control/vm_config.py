@@ -23,6 +23,7 @@ IOS = ("virtio",)
 SCHEDULERS = ("direct",)
 CLOCKS = ("host", "icount")
 ENGINES = ("interpreter", "reference")
+DISK_ERRORS = ("report", "enospc", "stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ class VmConfig:
     paging: str = "direct"
     io: str = "virtio"
     scheduler: str = "direct"
+    disk_errors: Literal["report", "enospc", "stop"] = "report"
+    """What becomes of disk requests that the host cannot do; see `kasou.machine.config`."""
     reboot: bool = True
     max_instructions: int | None = None
     ephemeral: bool = False
@@ -120,6 +123,7 @@ def check_choices(config: VmConfig) -> None:
         ("scheduler", config.scheduler, SCHEDULERS),
         ("clock", config.clock, CLOCKS),
         ("engine", config.engine, ENGINES),
+        ("disk-errors", config.disk_errors, DISK_ERRORS),
     ):
         if value not in choices:
             there = (

@@ -22,14 +22,14 @@ from kasou.devices.register import Device, check_version
 from kasou.devices.rtc import GoldfishRtc, RtcState
 from kasou.devices.test_finisher import Finisher, OnFinish
 from kasou.devices.uart16550 import Uart16550, UartState
-from kasou.devices.virtio.block import VirtioBlock
+from kasou.devices.virtio.block import OnError, VirtioBlock
 from kasou.devices.virtio.console import VirtioConsole
 from kasou.devices.virtio.device import Feature, NoDevice, VirtioDevice
 from kasou.devices.virtio.mmio import MmioState, VirtioMmio
 from kasou.devices.virtio.pci import VirtioPci
 from kasou.devices.virtio.rng import VirtioRng
 from kasou.devices.vmgenid import ID_BYTES, VmGenId, VmGenIdState
-from kasou.errors import ConfigError
+from kasou.errors import ConfigError, HostError
 from kasou.machine.device_tree import Node, Value, blob, region, u64
 from kasou.machine.pci_node import pci_node
 from kasou.ports import ByteSink, Disk, GuestMemory
@@ -125,6 +125,8 @@ class Board:
         now_ns: Callable[[], int],
         on_finish: OnFinish,
         on_alarm: Callable[[], None] = lambda: None,
+        on_disk_error: Callable[[HostError], None] | None = None,
+        disk_errors: OnError = "report",
         disks: Sequence[Disk] = (),
         devices: Sequence[VirtioDevice] = (),
         virtio_console_output: ByteSink | None = None,
@@ -153,9 +155,15 @@ class Board:
         self.vmgenid = VmGenId(entropy(ID_BYTES), self.plic.line(VMGENID.irq))
         self.fw_cfg = FwCfg(memory)
 
-        carried: list[VirtioDevice] = [
-            VirtioBlock(memory, disk, serial=f"kasou-disk-{n}") for n, disk in enumerate(disks)
-        ]
+        self.disks = [
+            VirtioBlock(
+                memory, disk, serial=f"kasou-disk-{n}", stopped=on_disk_error,
+                on_read_error="stop" if disk_errors == "stop" else "report",
+                on_write_error=disk_errors,
+            )
+            for n, disk in enumerate(disks)
+        ]  # fmt: skip
+        carried: list[VirtioDevice] = [*self.disks]
         self.console: VirtioConsole | None = None
         if virtio_console_output is not None:
             self.console = VirtioConsole(memory, virtio_console_output)

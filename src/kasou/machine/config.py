@@ -70,6 +70,9 @@ class Peripherals:
     shares: Sequence[Share] = ()
     vsock_cid: int | None = None
     balloon: bool = False
+    disk_errors: Literal["report", "enospc", "stop"] = "report"
+    """What becomes of requests that the host cannot do: the guest is told, or (always, or when the host
+    is full) the machine pauses and they are done again when it goes on."""
     transport: Literal["mmio", "pci"] = "mmio"
     packed_rings: bool = False
 

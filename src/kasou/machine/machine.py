@@ -21,6 +21,7 @@ from kasou.devices.test_finisher import Finish
 from kasou.engine.frozen_memory import FrozenMemory
 from kasou.engine.hart_state import TICK_NS
 from kasou.engine.memory import PhysicalMemory
+from kasou.errors import HostError
 from kasou.guest.sbi import HartStatus, Sbi
 from kasou.machine.board import RAM_BASE, Board
 from kasou.machine.boot import Bios, BootPlan, plan
@@ -78,6 +79,10 @@ class Machine:
         self._seconds = 0.0
         self._resets = 0
         self._paused_since: int | None = None
+        self.disk_error: HostError | None = None
+        """Why a disk paused the machine."""
+        self.on_paused: Callable[[], None] | None = None
+        """Called when that happens, on a hart's thread, with the board's lock held."""
         self.cores: list[Core] = []
         self.statuses: list[HartStatus] = []
         self.runner = Runner(self)
@@ -89,6 +94,7 @@ class Machine:
             config.harts, config.memory, self.memory, self,
             console_output=console_output, entropy=self._entropy, now_ns=self._now_ns,
             on_finish=self.guest_finished, on_alarm=self.runner.armed,
+            on_disk_error=self._disk_failed, disk_errors=self.peripherals.disk_errors,
             disks=disks, devices=self.plugged.devices,
             transport=self.peripherals.transport, packed_rings=self.peripherals.packed_rings,
         )  # fmt: skip
@@ -293,6 +299,15 @@ class Machine:
         """Where the first hart starts after power-on, gpa."""
         return self._plan.entry
 
+    def _disk_failed(self, error: HostError) -> None:
+        """A disk keeps a request that the host could not do: pause; on a hart's thread, in the lock."""
+        self.disk_error = error
+        if self._paused_since is None:
+            self.runner.hold(wait=False)
+            self._paused_since = self.host_ticks()
+        if self.on_paused is not None:
+            self.on_paused()
+
     @property
     def is_paused(self) -> bool:
         """Whether `pause` holds the harts."""
@@ -312,8 +327,11 @@ class Machine:
             missed = self.host_ticks() - self._paused_since
             for core in self.cores:
                 core.block.set("time_offset", core.block.get("time_offset") - missed)
-        self._paused_since = None
+        self._paused_since, self.disk_error = None, None
         self.runner.release()
+        with self.lock:
+            for disk in self.board.disks:
+                disk.retry()
 
     # ------------------------------------------------------------------ looking
     def statistics(self) -> dict[str, Any]:
