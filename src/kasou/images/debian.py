@@ -38,11 +38,12 @@ INSTALLER_RISCV64 = "main/debian-installer/binary-riscv64"
 OTHER_INDICES = ("main/binary-amd64", "main/binary-arm64")
 BUSYBOX = "busybox-static"
 UDEBS = ("scsi-modules", "ext4-modules")
-DRIVERS = re.compile(r"/kernel/(drivers/block|fs|lib|crypto|arch)/.*\.ko")
+DRIVERS = re.compile(r"/kernel/(drivers/block|fs|lib|crypto|arch|net/9p|net/vmw_vsock)/.*\.ko")
 """Where in a kernel's package their modules are, and what those need."""
 
-AT_BOOT = ("virtio_mmio", "virtio_rng", "virtio_blk")
-ON_DEMAND = ("crc32c_generic", "ext4")
+AT_BOOT = ("virtio_mmio", "virtio_rng", "virtio_blk", "virtio_net", "virtio_balloon")
+ON_DEMAND = ("crc32c_generic", "ext4", "9p", "9pnet_virtio", "vmw_vsock_virtio_transport")
+"""Those among them that the packages at hand have."""
 LIBRARY_DIRECTORIES = ("usr/lib/riscv64-linux-gnu", "usr/lib")
 INTERPRETER = "usr/lib/ld-linux-riscv64-lp64d.so.1"
 REDUCED = "the disk drivers and most commands (the installer's busybox stands in)"

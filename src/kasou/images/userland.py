@@ -34,6 +34,10 @@ ln -s /proc/self/fd/2 /dev/stderr
 for module in @MODULES@; do insmod /lib/modules/@RELEASE@/$module.ko; done
 hostname kasou
 ip link set lo up 2>/dev/null
+if [ -e /sys/class/net/eth0 ]; then
+    ip link set eth0 up
+    udhcpc -i eth0 -t 5 -n -q -s /etc/udhcpc/default.script >/dev/null 2>&1 &
+fi
 stty columns ${COLUMNS:-80} rows ${LINES:-24}
 unset COLUMNS LINES
 read -r active </sys/class/tty/console/active
@@ -67,6 +71,17 @@ Linux {release} (Debian {version}), a root shell inside kasou. Try:
 """
 
 DISK_HINT = "    mount /dev/vda /mnt     the disk given with --drive\n"
+
+LEASE = """\
+#!/bin/sh
+# Takes what the DHCP server gave. (udhcpc; busybox, examples/udhcp)
+[ "$1" = bound ] || [ "$1" = renew ] || exit 0
+ip addr flush dev $interface
+ip addr add $ip/$mask dev $interface
+[ -z "$router" ] || ip route replace default via ${router%% *} dev $interface
+: >/etc/resolv.conf
+for server in $dns; do echo "nameserver $server" >>/etc/resolv.conf; done
+"""
 
 RESTART = {"poweroff": "poweroff", "halt": "poweroff", "reboot": "reboot"}
 
@@ -123,6 +138,7 @@ def build(userland: Userland) -> Initramfs:
     )
     root.file("etc/motd", motd.encode())
     root.file("etc/profile", PROFILE.encode())
+    root.file("etc/udhcpc/default.script", LEASE.encode(), 0o755)
     root.file("etc/shrc", SHRC.encode())
     init = INIT.replace("@MODULES@", " ".join(userland.at_boot))
     root.file("init", init.replace("@RELEASE@", userland.release).encode(), 0o755)
