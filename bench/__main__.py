@@ -116,6 +116,13 @@ def gateway(name: str, quick: bool) -> Row:
     }  # fmt: skip
 
 
+def machines(peer: bool, quick: bool) -> list[Row]:
+    """Machines as people use them: commands, snapshots, forks, a shared folder, disk, network."""
+    from bench.machines import measure
+
+    return list(measure(quick, peer))
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -127,20 +134,22 @@ def main() -> int:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        jobs: dict[str, Callable[[], Row]] = {
+        jobs: dict[str, Callable[[], Row | list[Row]]] = {
             "build": lambda: build(folder), "start": lambda: start(folder), "boot": lambda: boot(peer, rounds)
         }  # fmt: skip
         for program in (*PROGRAMS, ONE_HART, BOTH_HARTS):
             jobs[program.name] = lambda p=program: loop(p, folder, peer, options.quick, rounds)
         for name in ("tcp out", "tcp in", "udp"):
             jobs[name] = lambda n=name: gateway(n, options.quick)
+        jobs["machines"] = lambda: machines(peer, options.quick)
         for wanted in options.names:
             if wanted not in jobs:
                 parser.error(f"no row is called {wanted}; there are {', '.join(jobs)}")
         for job, measure in jobs.items():
             if not options.names or job in options.names:
                 print(f"measuring {job} ...", file=sys.stderr)
-                rows.append(measure())
+                made = measure()
+                rows += made if isinstance(made, list) else [made]
     if options.json:
         print(json.dumps({"host": platform.processor(), "qemu": peer, "rows": rows}, indent=2))
     else:
