@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,3 +101,63 @@ def test_power_off_is_clean(vm: kasou.VM) -> None:
     assert done.returncode == 0, done
     assert "Power down" in vm.directory.console_log.read_bytes().decode("utf-8", "replace")
     vm.remove()
+
+
+def test_ssh_and_scp_through_a_forwarded_port(vm: kasou.VM, tmp_path: Path) -> None:
+    if shutil.which("ssh") is None:
+        pytest.skip("not run: Debian's package openssh-client is not installed")
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    vm.succeed("mkdir -p -m 700 /root/.ssh")
+    vm.put(f"{key}.pub", "/root/.ssh/authorized_keys")
+    vm.succeed("chmod 600 /root/.ssh/authorized_keys; chown root:root /root/.ssh/authorized_keys")
+    port = str(vm.forward("127.0.0.1:0:22").host_port)
+    options = ["-i", str(key), "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=60"]
+    options += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    for _ in range(20):  # after a warm start sshd begins anew, with keys of this machine's own
+        said = subprocess.run(
+            ["ssh", *options, "-p", port, "root@127.0.0.1", "hostname"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        if said.returncode == 0:
+            break
+        time.sleep(0.5)
+    assert said.stdout.strip() == vm.name, said.stderr
+    site, back = tmp_path / "site", tmp_path / "back"
+    (site / "sub").mkdir(parents=True)
+    (site / "sub" / "blob").write_bytes(random.Random(1).randbytes(2_000_000))
+    for command in (
+        ["scp", *options, "-P", port, "-r", str(site), "root@127.0.0.1:/srv/"],
+        ["scp", *options, "-P", port, "-r", "root@127.0.0.1:/srv/site", str(back)],
+    ):
+        subprocess.run(command, check=True, timeout=240)
+    assert (back / "sub" / "blob").read_bytes() == (site / "sub" / "blob").read_bytes()
+
+
+def test_apt_installs_over_the_gateway(vm: kasou.VM) -> None:
+    update = vm.run("apt-get update 2>&1", timeout=600)
+    if update.returncode or "Failed to fetch" in update.stdout:
+        pytest.skip(f"not run: no mirror is reached from here: {update.stdout[-300:]}")
+    vm.run("apt-get install -y --no-install-recommends fortunes-min 2>&1", check=True, timeout=600)
+    assert "install ok installed" in vm.succeed("dpkg -s fortunes-min")
+
+
+TEN = """
+import pytest
+pytestmark = pytest.mark.kasou(image="debian", memory="512M")
+
+@pytest.mark.parametrize("n", range(10))
+def test_each_has_a_machine_of_its_own(vm, n):
+    assert vm.run(f"echo {n} > /root/mine; cat /root/mine", check=True).stdout == f"{n}\\n"
+    assert vm.succeed("ls /root").split() == ["mine"]
+    vm.succeed("rm -rf /usr/share")
+"""
+
+
+def test_ten_tests_each_on_its_own_fork(base: kasou.VM, tmp_path: Path) -> None:
+    (tmp_path / "test_ten.py").write_text(TEN)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "test_ten.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert "10 passed" in ended.stdout, ended.stdout + ended.stderr
