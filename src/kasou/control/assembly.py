@@ -102,7 +102,7 @@ def assemble(
                 machine.rng.seed(config.seed)
             if origin.is_fork:
                 machine.board.become_a_copy()
-            if machine.plugged.vsock is not None:
+            if machine.plugged.vsock is not None and not (origin.is_fork and not origin.is_warm):
                 with machine.lock:
                     machine.plugged.vsock.transport_reset()
     except BaseException:
