@@ -40,6 +40,10 @@ class Origin:
     is_warm: bool = False
     """It had just booted, in another VM that nobody used."""
 
+    def is_quiet(self, config: VmConfig) -> bool:
+        """A fork without neighbours: its guest need not know of it before somebody uses it."""
+        return self.is_fork and not self.is_warm and config.network is None
+
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
@@ -100,9 +104,9 @@ def assemble(
             restore(machine, origin.state)
             if origin.is_warm and config.seed is not None:
                 machine.rng.seed(config.seed)
-            if origin.is_fork:
+            if origin.is_fork and not origin.is_quiet(config):
                 machine.board.become_a_copy()
-            if machine.plugged.vsock is not None and not (origin.is_fork and not origin.is_warm):
+            if machine.plugged.vsock is not None and not origin.is_quiet(config):
                 with machine.lock:
                     machine.plugged.vsock.transport_reset()
     except BaseException:

@@ -319,7 +319,7 @@ class RunningVm:
         """The control loop runs: what had to wait for it."""
         self._loop = loop
         self.serial.start(loop)
-        if self._woke is not None and self._woke.is_fork and not self._woke.is_warm:
+        if self._woke is not None and self._woke.is_quiet(self.config):
             self._untold = self._woke  # a fork that nobody uses should cost nothing
         elif self._woke is not None or self._first or self.config.mounts:
             self.renew(self._woke)
@@ -377,6 +377,15 @@ class RunningVm:
             moment = moments.take()
         warm.keep(key, self.directory, self.config, moment)
 
+    def _used(self) -> bool:
+        """Somebody uses it: a fork's guest is told now that it is one; whether it was not before."""
+        origin, self._untold = self._untold, None
+        if origin is None:
+            return False
+        self.machine.board.become_a_copy()
+        self.renew(origin)
+        return True
+
     def console_input(self, data: bytes) -> None:
         """Bytes typed at the serial port; kept back until users are let in. From any thread."""
         if not self._free.is_set():
@@ -384,6 +393,7 @@ class RunningVm:
                 if not self._free.is_set():
                     self._typed += data
                     return
+        self._used()
         self.machine.console_input(data)
 
     def _let_users_in(self) -> None:
@@ -470,10 +480,8 @@ class RunningVm:
             raise ConfigError(f"{name}: is paused; kasou resume {name} lets it go on")
         while not self._free.is_set():
             await asyncio.sleep(0.02)
-        if (origin := self._untold) is not None:
-            self._untold = None
-            self.renew(origin)
-            await asyncio.sleep(0)  # so that it has begun
+        if await asyncio.to_thread(self._used):
+            await asyncio.sleep(0)  # so that the renewal has begun
         if isinstance(self._renewing, asyncio.Task) and not self._renewing.done():
             await asyncio.wait([self._renewing], timeout=RENEWAL_SECONDS)
         return await open_tunnel(self.machine, request.port, request.timeout, name)
