@@ -126,6 +126,7 @@ def run(
     )  # fmt: skip
 
 
+@app.command("build", help="Make an image from Debian's packages: verified, finished in a VM.")
 @app.command()
 def pull(
     image: Annotated[str, typer.Argument(help="Which image.")] = "debian:trixie",
@@ -135,20 +136,6 @@ def pull(
     ] = None,
 ) -> int:
     """Fetch a guest's packages, verified, into the cache."""
-    from kasou.cli.images import pull
-
-    return pull(image, mirror)
-
-
-@app.command()
-def build(
-    image: Annotated[str, typer.Argument(help="Which image.")] = "debian:trixie",
-    mirror: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="URL", help="Mirror to fetch from; also KASOU_MIRROR."),
-    ] = None,
-) -> int:
-    """Make an image from Debian's packages: resolved, verified, finished in a VM."""
     from kasou.cli.images import pull
 
     return pull(image, mirror)
