@@ -71,11 +71,6 @@ def _forms() -> str:
     return digest.hexdigest()
 
 
-def exists(key: str) -> bool:
-    """Whether there is one of this kind."""
-    return (warm_directory() / key / STATE).exists()
-
-
 def lend(key: str, directory: VmDirectory) -> Origin | None:
     """What a VM that never ran begins from: its disk's images are linked into `directory`.
 
@@ -138,17 +133,6 @@ def _remove_oldest(root: Path) -> None:
         )
         for one in kept[:-MOST_KEPT]:
             shutil.rmtree(one, ignore_errors=True)
-
-
-def clear() -> int:
-    """Remove all; the bytes that were given back."""
-    root = warm_directory()
-    total = 0
-    for path in root.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.lstat().st_blocks * 512
-    shutil.rmtree(root, ignore_errors=True)
-    return total
 
 
 def public_keys(home: Path | None = None) -> str:

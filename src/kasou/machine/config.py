@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -83,12 +83,3 @@ class Outcome:
 
     kind: Literal["poweroff", "exit", "reset", "timeout", "budget", "stopped"]
     code: int = 0
-
-
-@dataclass(slots=True)
-class Statistics:
-    """Figures of a run, for people."""
-
-    instructions_by_hart: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    resets: int = 0
